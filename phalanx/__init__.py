@@ -1,0 +1,1 @@
+"""Phalanx: a distributed training engine as a library."""

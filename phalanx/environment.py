@@ -1,0 +1,102 @@
+"""The only reader and writer of `os.environ`: who am I in which group, and what a worker is told.
+
+Groups started by torchrun, Slurm, Open MPI or Horovod are recognised by their variables, in that order.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .errors import UserError
+
+EVENTS_FD = "PHALANX_EVENTS_FD"  # where a command's session writes its events, one JSON object a line
+_SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """A worker's place in its group."""
+
+    rank: int
+    size: int
+    local_rank: int
+    master_addr: str
+    master_port: int
+
+
+_SCHEMES = (  # (rank, size, local rank) as each starter names them
+    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
+    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+)
+
+
+def placement(environment: Mapping[str, str] | None = None) -> Placement | None:
+    """Return this process's place in a group that somebody started, or None when it stands alone."""
+    env = os.environ if environment is None else environment
+    for rank_key, size_key, local_key in _SCHEMES:
+        if rank_key in env and size_key in env:
+            try:
+                rank, size, local = int(env[rank_key]), int(env[size_key]), int(env.get(local_key, "0"))
+                port = int(env.get("MASTER_PORT", "0"))
+            except ValueError as error:
+                raise UserError(f"{rank_key}, {size_key} and MASTER_PORT must be whole numbers: {error}") from None
+            if not 0 <= rank < size:
+                raise UserError(f"{rank_key}={rank} does not fit {size_key}={size}: it must be 0 to {size - 1}")
+            return Placement(rank, size, local, env.get("MASTER_ADDR", "127.0.0.1"), port)
+    return None
+
+
+def worker_variables(place: Placement, *, threads: int, attempt: int) -> dict[str, str]:
+    """Return what a worker of a local group finds in its environment, as torchrun sets it."""
+    return {
+        "RANK": str(place.rank),
+        "WORLD_SIZE": str(place.size),
+        "LOCAL_RANK": str(place.local_rank),
+        "LOCAL_WORLD_SIZE": str(place.size),
+        "GROUP_RANK": "0",
+        "GROUP_WORLD_SIZE": "1",
+        "ROLE_RANK": str(place.rank),
+        "ROLE_WORLD_SIZE": str(place.size),
+        "MASTER_ADDR": place.master_addr,
+        "MASTER_PORT": str(place.master_port),
+        "TORCHELASTIC_RESTART_COUNT": str(attempt),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OPENBLAS_NUM_THREADS": str(threads),
+        "NUMBA_NUM_THREADS": str(threads),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def snapshot() -> dict[str, str]:
+    """Return a copy of this process's environment."""
+    return dict(os.environ)
+
+
+def replace(environment: Mapping[str, str]) -> None:
+    """Make `environment` this process's whole environment (a forked worker, before it does anything else)."""
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def get(name: str, default: str | None = None) -> str | None:
+    """Return one variable."""
+    return os.environ.get(name, default)
+
+
+def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Return the values of variables that look like credentials by their name, longest first, for redaction."""
+    env = os.environ if environment is None else environment
+    found = {v for k, v in env.items() if len(v) >= 6 and any(word in k.upper() for word in _SECRET_WORDS)}
+    return sorted(found, key=len, reverse=True)
+
+
+def masked(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return `environment` as it may stand in job.json: values of credential-like names replaced by `***`."""
+    return {k: "***" if any(word in k.upper() for word in _SECRET_WORDS) else v for k, v in environment.items()}

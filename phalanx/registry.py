@@ -1,0 +1,84 @@
+"""Names to classes, lazily: an entry says where the class is, what it needs, and how to get that.
+
+Packages outside Phalanx add algorithms through the entry point group `phalanx.algorithms`:
+
+    [project.entry-points."phalanx.algorithms"]
+    my_algorithm = "my_package.my_module:MyAlgorithm"
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from .errors import UserError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where an algorithm lives and what it needs."""
+
+    path: str  # "package.module:Class"
+    help: str
+    extra: str | None = None  # of phalanx, to install
+    needs: tuple[str, ...] = ()  # modules that must be importable; also preloaded by the warm server
+    preload: tuple[str, ...] = ()  # further modules worth preloading
+
+
+_BUILT_IN = {
+    "kmeans": Entry(
+        "phalanx.algorithms.kmeans:KMeans",
+        "web-scale k-means clustering",
+        preload=("phalanx.algorithms.kmeans",),
+    ),
+    "xgboost": Entry(
+        "phalanx.algorithms.xgboost:XGBoost",
+        "gradient boosted trees",
+        extra="xgboost",
+        needs=("xgboost",),
+        preload=("xgboost", "phalanx.algorithms.xgboost"),
+    ),
+}
+ALGORITHMS = MappingProxyType(_BUILT_IN)
+
+
+def algorithms() -> dict[str, Entry]:
+    """Return all algorithms by name: the built-in ones and those of installed packages."""
+    found = dict(_BUILT_IN)
+    for point in importlib.metadata.entry_points(group="phalanx.algorithms"):
+        found.setdefault(point.name, Entry(point.value, f"from {point.dist.name if point.dist else point.module}"))
+    return found
+
+
+def entry(name: str) -> Entry:
+    """Return the entry of the algorithm `name`.
+
+    Raises:
+        UserError: no such algorithm (with the nearest name), or what it needs is not installed (with the command).
+    """
+    known = algorithms()
+    if name not in known:
+        raise UserError(f"there is no algorithm '{name}'; {nearest(name, known)}")
+    found = known[name]
+    missing = [module for module in found.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"the algorithm '{name}' needs {', '.join(missing)}: pip install 'phalanx[{found.extra}]'")
+    return found
+
+
+def load(name: str) -> Any:
+    """Return the class of the algorithm `name`.
+
+    Raises:
+        UserError: as `entry`; or an outside package's entry point does not load.
+    """
+    path = entry(name).path
+    module, _, attribute = path.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"the algorithm '{name}' ({path}) cannot be loaded: {error}") from error

@@ -1,0 +1,330 @@
+"""Files anywhere: the one home of fsspec. Listing, reading and fetching inputs; packing, publishing and unpacking artifacts.
+
+Everything takes plain local paths and any fsspec URL (`s3://`, `gs://`, `memory://`, `https://`, …). URLs in error texts and
+records always go through `redact`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from . import environment
+from .errors import PlatformError, UserError
+
+_CHUNK = 1 << 20
+_MAX_MEMBERS = 100_000
+_SKIPPED = ("_SUCCESS",)
+_USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
+_QUERY = re.compile(r"([?&;][\w.%-]*(?:sig|signature|token|key|secret|password|credential)[\w.%-]*=)[^&;\s'\"]+", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One file of a channel."""
+
+    url: str  # a local path or a URL
+    size: int  # bytes
+
+    @property
+    def name(self) -> str:
+        """The URL as it may be shown."""
+        return redact(self.url)
+
+
+def redact(text: str) -> str:
+    """Return `text` without credentials: user:password@ of URLs, signed query values, secrets of the environment."""
+    text = _QUERY.sub(r"\1***", _USERINFO.sub("***@", text))
+    for secret in environment.secrets():
+        text = text.replace(secret, "***")
+    return text
+
+
+def is_local(url: str) -> bool:
+    """Return whether `url` is a path of this machine."""
+    return "://" not in url or url.startswith("file://")
+
+
+def local_path(url: str) -> Path:
+    """Return the path of a local URL."""
+    return Path(url.removeprefix("file://")).expanduser()
+
+
+def join(url: str, *names: str) -> str:
+    """Return `url` with `names` below it."""
+    return "/".join([url.rstrip("/") or "/", *names])
+
+
+def list_files(url: str) -> list[File]:
+    """Return the files that `url` means, sorted by path: a file, a folder (recursed; hidden files and `_SUCCESS` skipped), a glob.
+
+    Raises:
+        UserError: there is nothing at `url`.
+    """
+    if is_local(url):
+        return _list_local(local_path(url))
+    fs, path = _filesystem(url)
+    with _translated(url):
+        if any(c in path for c in "*?["):
+            found = [p for p in fs.glob(path) if not fs.isdir(p)]
+        elif fs.isfile(path):
+            return [File(url, int(fs.size(path) or 0))]
+        else:
+            found = fs.find(path)
+        kept = sorted(p for p in found if _is_data(str(p)[len(path.rstrip("/")) :] if str(p).startswith(path) else str(p)))
+        files = [File(fs.unstrip_protocol(p), int(fs.size(p) or 0)) for p in kept]
+    if not files:
+        raise UserError(f"there is no file at {redact(url)}; give a file, a folder or a glob that exists")
+    return files
+
+
+def open_reader(url: str) -> BinaryIO:
+    """Return a seekable reader of the bytes at `url`."""
+    if is_local(url):
+        try:
+            return local_path(url).open("rb")
+        except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+            raise UserError(f"cannot read {url}: {error.strerror}") from None
+    fs, path = _filesystem(url)
+    with _translated(url):
+        return cast(BinaryIO, fs.open(path, "rb"))
+
+
+def fetch(files: Sequence[File], folder: Path) -> list[File]:
+    """Return `files` as local ones: remote ones are copied into `folder`, local ones stay where they are."""
+    result = []
+    for number, file in enumerate(files):
+        if is_local(file.url):
+            result.append(File(str(local_path(file.url)), file.size))
+            continue
+        target = folder / f"{number:05d}-{PurePosixPath(file.url.split('?')[0]).name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open_reader(file.url) as source, target.open("wb") as sink, _translated(file.url):
+            shutil.copyfileobj(source, sink, _CHUNK)
+        result.append(File(str(target), target.stat().st_size))
+    return result
+
+
+def fingerprint(files: Sequence[File]) -> str:
+    """Return a short hash of names and sizes, for provenance; contents are not read."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{redact(file.url)}\0{file.size}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def claim_folder(url: str) -> None:
+    """Make the folder `url`, which must not exist or must be empty.
+
+    Raises:
+        UserError: it is there already, or it cannot be made.
+    """
+    taken = UserError(f"{redact(url)} exists already; give the job another --name, another --output, or remove it")
+    if is_local(url):
+        path = local_path(url)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+        except FileExistsError:
+            if path.is_dir() and not any(path.iterdir()):
+                return
+            raise taken from None
+        except OSError as error:
+            raise UserError(
+                f"cannot make the folder {path}: {error.strerror}; give a place that can be written with --output"
+            ) from None
+        return
+    fs, path_text = _filesystem(url)
+    with _translated(url):
+        if fs.exists(path_text) and (fs.isfile(path_text) or fs.find(path_text)):
+            raise taken
+
+
+def put_file(source: Path, url: str) -> None:
+    """Copy a local file to `url`; readers see the old file or the whole new one, never a part."""
+    if is_local(url):
+        target = local_path(url)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.copyfile(source, partial)
+        os.replace(partial, target)
+        return
+    fs, path = _filesystem(url)
+    with _translated(url):
+        fs.put_file(str(source), path)
+
+
+def remove(url: str) -> None:
+    """Remove the file at `url` where there is one."""
+    if is_local(url):
+        local_path(url).unlink(missing_ok=True)
+        return
+    fs, path = _filesystem(url)
+    with _translated(url):
+        if fs.exists(path):
+            fs.rm_file(path)
+
+
+def pack(folder: Path, archive: Path) -> None:
+    """Write `folder` as a tar.gz whose bytes depend on the files' names and contents alone (entries sorted, times 0)."""
+    partial = archive.with_name(f".{archive.name}.partial")
+    with partial.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
+        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                info = tarfile.TarInfo(path.relative_to(folder).as_posix())
+                info.size = path.stat().st_size
+                info.mode = 0o644
+                with path.open("rb") as source:
+                    tar.addfile(info, source)
+    os.replace(partial, archive)
+
+
+def unpack(url: str, folder: Path, *, max_bytes: int = 1 << 38) -> list[str]:
+    """Unpack the tar.gz at `url` into `folder`; return the names. Only plain files and folders, only below `folder`.
+
+    Raises:
+        UserError: no such archive, it is damaged, or it holds something an artifact never holds (absolute paths, `..`, links,
+            devices, more than `max_bytes`).
+    """
+    names: list[str] = []
+    total = 0
+    with open_reader(url) as raw:
+        try:
+            with tarfile.open(fileobj=raw, mode="r:gz") as tar:
+                for member in tar:
+                    _refuse_unsafe(member, url)
+                    total += member.size
+                    if total > max_bytes or len(names) >= _MAX_MEMBERS:
+                        raise UserError(
+                            f"{redact(url)} unpacks to more than {max_bytes} bytes or {_MAX_MEMBERS} files: refused"
+                        )
+                    target = folder / member.name
+                    if member.isdir():
+                        target.mkdir(parents=True, exist_ok=True)
+                        continue
+                    _copy_member(tar, member, target)
+                    names.append(member.name)
+        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
+            raise UserError(f"{redact(url)} is not a readable tar.gz archive: {error}") from None
+        except Exception as error:  # zlib.error, struct.error: whatever a hostile header sets off
+            raise error if isinstance(error, UserError) else UserError(f"{redact(url)} is damaged: {error}") from None
+    return names
+
+
+def _copy_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    source = tar.extractfile(member)
+    if source is None:
+        raise tarfile.TarError(f"{member.name} has no content")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source, target.open("wb") as sink:
+        shutil.copyfileobj(source, sink, _CHUNK)
+    if target.stat().st_size != member.size:
+        raise tarfile.TarError(f"{member.name} is cut short")
+
+
+def _refuse_unsafe(member: tarfile.TarInfo, url: str) -> None:
+    path = PurePosixPath(member.name)
+    if (
+        not (member.isfile() or member.isdir())
+        or path.is_absolute()
+        or ".." in path.parts
+        or "\\" in member.name
+        or "\0" in member.name
+    ):
+        raise UserError(
+            f"{redact(url)} holds '{member.name}', which an artifact must not hold (only plain files below its own folder): refused"
+        )
+
+
+def _list_local(path: Path) -> list[File]:
+    text = str(path)
+    if path.is_file():
+        return [File(text, path.stat().st_size)]
+    if path.is_dir():
+        found: Iterable[Path] = (p for p in path.rglob("*") if p.is_file() and _is_data(p.relative_to(path).as_posix()))
+    elif any(c in text for c in "*?["):
+        anchor = Path(path.anchor or ".")
+        found = (
+            p
+            for p in anchor.glob(str(path.relative_to(path.anchor) if path.anchor else path))
+            if p.is_file() and _is_data(p.name)
+        )
+    else:
+        raise UserError(f"there is no file at {path}; give a file, a folder or a glob that exists")
+    files = [File(str(p), p.stat().st_size) for p in sorted(found)]
+    if not files:
+        raise UserError(f"there is no file in {path}; give a file, a folder or a glob that holds data")
+    return files
+
+
+def _is_data(relative: str) -> bool:
+    parts = [part for part in relative.split("/") if part]
+    return not any(part.startswith(".") for part in parts) and (not parts or parts[-1] not in _SKIPPED)
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    import fsspec  # a fifth of a second that local jobs need not pay
+
+    protocol = url.split("://", 1)[0]
+    options = {"use_listings_cache": False} if protocol in ("s3", "s3a") else {}
+    try:
+        fs, path = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        extra = "s3" if protocol in ("s3", "s3a") else None
+        hint = f"pip install 'phalanx[{extra}]'" if extra else str(error)
+        raise UserError(f"{redact(url)}: support for {protocol}:// is not installed; {hint}") from None
+    except ValueError as error:
+        raise UserError(f"{redact(url)}: {error}") from None
+    return fs, cast(str, path)
+
+
+class _translated:
+    """Turns what storages raise into our kinds: what is not there is the user's, what does not answer the platform's."""
+
+    def __init__(self, url: str) -> None:
+        self._url = redact(url)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if error is None or isinstance(error, (UserError, PlatformError)) or not isinstance(error, Exception):
+            return
+        text = redact(str(error))
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"there is no file at {self._url}") from None
+        if isinstance(error, PermissionError):
+            raise UserError(f"no permission for {self._url}: {text}; check the credentials") from None
+        raise PlatformError(f"{self._url}: {type(error).__name__}: {text}") from error
+
+
+def read_bytes(url: str, limit: int = 1 << 30) -> bytes:
+    """Return the bytes at `url`, at most `limit`."""
+    with open_reader(url) as source:
+        data = source.read(limit + 1)
+    if len(data) > limit:
+        raise UserError(f"{redact(url)} is larger than {limit} bytes")
+    return data
+
+
+def open_writer(url: str) -> BinaryIO:
+    """Return a writer to `url`; `-` is standard output."""
+    if url == "-":
+        return cast(BinaryIO, io.FileIO(1, "wb", closefd=False))
+    if is_local(url):
+        try:
+            return local_path(url).open("wb")
+        except OSError as error:
+            raise UserError(f"cannot write {url}: {error.strerror}") from None
+    fs, path = _filesystem(url)
+    with _translated(url):
+        return cast(BinaryIO, fs.open(path, "wb"))
