@@ -164,13 +164,14 @@ class Session(Protocol):
         """Collective. Put back the newest checkpoint; return its step, 0 where there is none."""
         ...
 
-    def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0) -> None:
+    def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0, of: int | None = None) -> None:
         """Collective. Step `step` is done: log it, save a checkpoint if one is due.
 
         Args:
             step: counted from 1 over the job's whole life.
             metrics: flat keys as `train:msd`; rank 0's are the job's.
             rows: rows this step consumed over all ranks, for the readout of rows/s.
+            of: steps that the whole job will take, where that is known, for the time left.
 
         Raises:
             Stopped: on every rank at the same step, once the job has been asked to stop.

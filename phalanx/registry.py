@@ -27,6 +27,7 @@ class Entry:
     extra: str | None = None  # of phalanx, to install
     needs: tuple[str, ...] = ()  # modules that must be importable; also preloaded by the warm server
     preload: tuple[str, ...] = ()  # further modules worth preloading
+    index_base: int = 1  # of libsvm files, unless the content type says
 
 
 _BUILT_IN = {
@@ -40,6 +41,7 @@ _BUILT_IN = {
         "gradient boosted trees",
         extra="xgboost",
         needs=("xgboost",),
+        index_base=0,
         preload=("xgboost", "phalanx.algorithms.xgboost"),
     ),
 }

@@ -13,7 +13,9 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
@@ -65,7 +67,7 @@ def join(url: str, *names: str) -> str:
 
 
 def list_files(url: str) -> list[File]:
-    """Return the files that `url` means, sorted by path: a file, a folder (recursed; hidden files and `_SUCCESS` skipped), a glob.
+    """Return the files that `url` means, sorted by path: a file, a glob, a folder (recursed; hidden files, `_SUCCESS` skipped).
 
     Raises:
         UserError: there is nothing at `url`.
@@ -177,14 +179,17 @@ def remove(url: str) -> None:
 def pack(folder: Path, archive: Path) -> None:
     """Write `folder` as a tar.gz whose bytes depend on the files' names and contents alone (entries sorted, times 0)."""
     partial = archive.with_name(f".{archive.name}.partial")
-    with partial.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed:
-        with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-                info = tarfile.TarInfo(path.relative_to(folder).as_posix())
-                info.size = path.stat().st_size
-                info.mode = 0o644
-                with path.open("rb") as source:
-                    tar.addfile(info, source)
+    with (
+        partial.open("wb") as raw,
+        gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            info.size = path.stat().st_size
+            info.mode = 0o644
+            with path.open("rb") as source:
+                tar.addfile(info, source)
     os.replace(partial, archive)
 
 
@@ -240,9 +245,7 @@ def _refuse_unsafe(member: tarfile.TarInfo, url: str) -> None:
         or "\\" in member.name
         or "\0" in member.name
     ):
-        raise UserError(
-            f"{redact(url)} holds '{member.name}', which an artifact must not hold (only plain files below its own folder): refused"
-        )
+        raise UserError(f"{redact(url)} holds '{member.name}', which is no plain file below the archive's own folder: refused")
 
 
 def _list_local(path: Path) -> list[File]:
@@ -316,15 +319,22 @@ def read_bytes(url: str, limit: int = 1 << 30) -> bytes:
     return data
 
 
-def open_writer(url: str) -> BinaryIO:
-    """Return a writer to `url`; `-` is standard output."""
+@contextmanager
+def replacing_writer(url: str) -> Iterator[BinaryIO]:
+    """Write to `url` so that nothing is there unless all of it was written; `-` is standard output.
+
+    Raises:
+        UserError: it cannot be written there.
+    """
     if url == "-":
-        return cast(BinaryIO, io.FileIO(1, "wb", closefd=False))
-    if is_local(url):
+        with io.FileIO(1, "wb", closefd=False) as out:
+            yield cast(BinaryIO, out)
+        return
+    with tempfile.TemporaryDirectory(prefix="phalanx-write-") as folder:
+        partial = Path(folder) / "partial"
+        with partial.open("wb") as sink:
+            yield sink
         try:
-            return local_path(url).open("wb")
+            put_file(partial, url)
         except OSError as error:
-            raise UserError(f"cannot write {url}: {error.strerror}") from None
-    fs, path = _filesystem(url)
-    with _translated(url):
-        return cast(BinaryIO, fs.open(path, "wb"))
+            raise UserError(f"cannot write {redact(url)}: {error.strerror}") from None

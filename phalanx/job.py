@@ -1,0 +1,392 @@
+"""A training job: what a user asks for, validated, run through the five hops, recorded.
+
+TrainingJob.run()  ->  launch.supervise(launcher, worker.main)  ->  algorithm.fit(session)  ->  report  ->  model.tar.gz
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, final
+
+from . import environment, hyperparameters, registry, storage
+from .contracts import Event, Launcher, WorkerSpec
+from .data.channel import Channel
+from .errors import EXIT_SIGINT, EXIT_SIGTERM, AlgorithmError, PhalanxError, Stopped, UserError, nearest
+from .launch.local import LocalLauncher
+from .launch.supervise import Budget, Outcome, StopRequest, supervise
+from .provenance import code_and_versions
+from .tracking.console import Progress, Silent, progress_for
+from .tracking.housekeeping import Housekeeping
+from .tracking.record import JobRecord
+from .worker import MODEL_CARD
+
+GRACE_SECONDS = 30.0
+_NAME = re.compile(r"[a-zA-Z0-9](?:[-_.]?[a-zA-Z0-9])*")
+_CHANNEL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_LAUNCHERS = {"local": LocalLauncher}
+
+
+@dataclass(frozen=True, slots=True)
+class JobResult:
+    """How a job ended."""
+
+    name: str
+    status: Literal["Completed", "Failed", "Stopped"]
+    secondary_status: str  # also MaxRuntimeExceeded
+    folder: str  # URL of the job's folder
+    artifact: str | None  # URL of model.tar.gz
+    metrics: Mapping[str, float | None]  # the last value of each
+    step: int
+    restarts: int
+    training_seconds: float
+    billable_seconds: float
+    failure: str | None
+
+
+@final
+@dataclass(kw_only=True)
+class TrainingJob:
+    """One training run, from a request to `model.tar.gz`.
+
+    Args:
+        algorithm: name of a built-in or an installed algorithm (`phalanx algorithms`).
+        inputs: channel name -> `Channel` or URL; `train` is the one to learn from.
+        hyperparameters: name -> value, typed or as text.
+        workers: processes that train together.
+        output: folder or fsspec URL under which the job's own folder `output/name` is made.
+        name: at most 63 characters; default: the algorithm and the time.
+        seed: of everything random; the same seed, data and versions give the same artifact.
+        threads_per_worker: default: cores // workers.
+        launcher: "local", or an object with `start(spec)`.
+        max_restarts: how often a failed worker group is started again.
+        max_runtime_s: the job is stopped after so long; None for no limit.
+        environment: variables added to the workers' environment.
+    """
+
+    algorithm: str
+    inputs: Mapping[str, Channel | str]
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    workers: int = 1
+    output: str = "runs"
+    name: str | None = None
+    seed: int = 0
+    threads_per_worker: int | None = None
+    launcher: str | Launcher = "local"
+    max_restarts: int = 0
+    max_runtime_s: float | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._stop = StopRequest()
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> TrainingJob:
+        """Return the job that a mapping (a YAML file's content) describes; it mirrors the fields.
+
+        Raises:
+            UserError: an unknown field, or one of the wrong kind.
+        """
+        if not isinstance(given, Mapping):
+            raise UserError(f"a job is a mapping of fields, not {type(given).__name__}; see `phalanx run --schema`")
+        known = {f.name for f in fields(cls)}
+        for key in given:
+            if key not in known:
+                raise UserError(f"a job has no field '{key}'; {nearest(str(key), known)}")
+        for key in ("algorithm", "inputs"):
+            if key not in given:
+                raise UserError(f"a job needs the field '{key}'; see `phalanx run --schema`")
+        values = dict(given)
+        values["inputs"] = {
+            n: c if isinstance(c, str) else _channel(n, c) for n, c in _mapping("inputs", given["inputs"]).items()
+        }
+        return cls(**values)
+
+    def stop(self) -> None:
+        """Ask the running job to stop in order, from any thread; `run()` then raises `Stopped`."""
+        self._stop.request("stopped by TrainingJob.stop()", EXIT_SIGTERM)
+
+    def run(self, *, progress: Progress | bool = True) -> JobResult:
+        """Train: launch the workers, wait, publish `model.tar.gz`; return how it ended.
+
+        Args:
+            progress: True: a live display on a terminal, plain lines elsewhere; False: nothing; or an object to tell.
+
+        Raises:
+            UserError, AlgorithmError, PlatformError, Stopped: each with the `JobResult` as `.result` (None when the request
+                itself was wrong and no job began).
+        """
+        request = _validated(self)
+        shown = progress_for() if progress is True else Silent() if progress is False else progress
+        storage.claim_folder(request.url)
+        record = JobRecord(request.url, name=request.name, algorithm=self.algorithm)
+        with tempfile.TemporaryDirectory(prefix="phalanx-job-") as scratch:
+            try:
+                return _Run(self, request, record, shown, Path(scratch), self._stop).run()
+            finally:
+                record.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A job after validation: nothing in it can be wrong in a way that could have been seen without starting."""
+
+    name: str
+    url: str
+    settings: Any
+    preload: tuple[str, ...]
+    inputs: Mapping[str, Channel]
+    files: Mapping[str, list[storage.File]]
+    threads: int
+    launcher: Launcher
+
+
+def _validated(job: TrainingJob) -> _Request:
+    entry = registry.entry(job.algorithm)
+    settings = hyperparameters.parse(registry.load(job.algorithm).Hyperparameters, job.hyperparameters, owner=job.algorithm)
+    _whole("workers", job.workers, 1)
+    _whole("max_restarts", job.max_restarts, 0)
+    _whole("seed", job.seed, 0)
+    if job.threads_per_worker is not None:
+        _whole("threads_per_worker", job.threads_per_worker, 1)
+    if job.max_runtime_s is not None and not (isinstance(job.max_runtime_s, (int, float)) and job.max_runtime_s > 0):
+        raise UserError(f"max_runtime_s={job.max_runtime_s!r} is not allowed: it must be a number of seconds above 0")
+    name = job.name or f"{job.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if len(name) > 63 or not _NAME.fullmatch(name):
+        raise UserError(f"name '{name}' is not allowed: 1 to 63 letters and digits, with single - _ . between them")
+    inputs = {n: Channel(url=c) if isinstance(c, str) else c for n, c in _mapping("inputs", job.inputs).items()}
+    for channel_name in inputs:
+        if not _CHANNEL_NAME.fullmatch(channel_name):
+            raise UserError(f"channel name '{channel_name}' is not allowed: 1 to 64 letters, digits, - _ .")
+    if "train" not in inputs:
+        given = ", ".join(inputs) or "none"
+        raise UserError(f"{job.algorithm} needs a channel 'train'; channels given: {given}")
+    files = {n: [file for url in channel.urls for file in storage.list_files(url)] for n, channel in inputs.items()}
+    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+    preload = ["phalanx.worker", *entry.needs, *entry.preload]
+    if job.workers > 1:
+        preload += ["torch", "torch.distributed", "phalanx.parallel.torch_collective"]
+    return _Request(
+        name=name,
+        url=storage.join(job.output, name),
+        settings=settings,
+        preload=tuple(preload),
+        inputs=inputs,
+        files=files,
+        threads=job.threads_per_worker or max(1, cores // job.workers),
+        launcher=_launcher(job.launcher),
+    )
+
+
+@final
+class _Run:
+    """One pass of a validated job through launcher, workers and publishing."""
+
+    def __init__(
+        self, job: TrainingJob, request: _Request, record: JobRecord, progress: Progress, scratch: Path, stop: StopRequest
+    ) -> None:
+        self._job = job
+        self._request = request
+        self._record = record
+        self._progress = progress
+        self._scratch = scratch
+        self._stop = stop
+
+    def run(self) -> JobResult:
+        """Run to the end; raise the job's error with its result."""
+        request, job = self._request, self._job
+        self._record.write_job(self._resolved())
+        workers = (
+            f"{job.workers} worker{'s' * (job.workers > 1)} with {request.threads} thread{'s' * (request.threads > 1)} each"
+        )
+        self._progress.started(request.name, f"{job.algorithm} on {workers}, to {storage.redact(request.url)}")
+        try:
+            with Housekeeping(self._record, self._progress.log), _signals(self._stop):
+                outcome = self._supervise()
+                artifact = self._publish(outcome)
+            error, secondary = outcome.error, outcome.secondary_status
+        except Exception as unexpected:
+            error = (
+                unexpected
+                if isinstance(unexpected, PhalanxError)
+                else AlgorithmError(f"{type(unexpected).__name__}: {unexpected}")
+            )
+            error.__cause__ = None if error is unexpected else unexpected
+            artifact, secondary = None, "Failed"
+        finally:
+            self._progress.ended()
+        return self._end(error, secondary, artifact)
+
+    def _supervise(self) -> Outcome:
+        request, job = self._request, self._job
+        spec = WorkerSpec(
+            workers=job.workers,
+            log_folder=self._record.logs,
+            attempt=0,
+            target="phalanx.worker:main",
+            payload={"job": self._payload(), "scratch": str(self._scratch)},
+            preload=request.preload,
+            environment=dict(job.environment),
+            threads=request.threads,
+        )
+        return supervise(
+            request.launcher,
+            spec,
+            budget=Budget(max_restarts=job.max_restarts),
+            stop=self._stop,
+            max_runtime_s=job.max_runtime_s,
+            grace_s=GRACE_SECONDS,
+            on_event=self._on_event,
+            on_group=self._record.group,
+        )
+
+    def _on_event(self, event: Event) -> None:
+        body = event.body
+        if body["kind"] == "phase" and event.rank == 0:
+            self._record.enter(body["phase"])
+            self._progress.status(body["phase"], "")
+        elif body["kind"] == "step":
+            self._record.step(body["step"], body["time"], body["metrics"])
+            self._progress.step(body["step"], body["metrics"], body["rows"], body["of"])
+
+    def _publish(self, outcome: Outcome) -> str | None:
+        """Pack and publish the model the workers left; None where a stopped or failed job left none."""
+        folder = self._scratch / f"attempt-{outcome.restarts}" / "model"
+        stopped = isinstance(outcome.error, Stopped)
+        if (outcome.error is not None and not stopped) or (stopped and not (folder / MODEL_CARD).exists()):
+            return None
+        self._record.enter("Uploading")
+        self._progress.status("Uploading", "")
+        archive = self._scratch / "model.tar.gz"
+        storage.pack(folder, archive)
+        target = storage.join(self._request.url, "model.tar.gz")
+        storage.put_file(archive, target)
+        self._publish_output(folder.parent / "output")
+        return target
+
+    def _publish_output(self, folder: Path) -> None:
+        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+            storage.put_file(path, storage.join(self._request.url, "output", path.relative_to(folder).as_posix()))
+
+    def _end(self, error: PhalanxError | None, secondary: str, artifact: str | None) -> JobResult:
+        status: Literal["Completed", "Failed", "Stopped"]
+        status = "Completed" if error is None else "Stopped" if isinstance(error, Stopped) else "Failed"
+        self._record.end(status, secondary, error)
+        seen = self._record.status
+        result = JobResult(
+            name=self._request.name,
+            status=status,
+            secondary_status=secondary,
+            folder=self._request.url,
+            artifact=artifact,
+            metrics=dict(self._record.metrics),
+            step=self._record.last_step,
+            restarts=seen["restarts"],
+            training_seconds=seen["training_seconds"],
+            billable_seconds=seen["billable_seconds"],
+            failure=seen["failure"],
+        )
+        if error is not None:
+            error.result = result
+            raise error
+        return result
+
+    def _payload(self) -> dict[str, Any]:
+        """Return what the workers need of the job."""
+        return {
+            "algorithm": self._job.algorithm,
+            "hyperparameters": hyperparameters.to_json(self._request.settings),
+            "inputs": {name: channel.to_json() for name, channel in self._request.inputs.items()},
+            "seed": self._job.seed,
+        }
+
+    def _resolved(self) -> dict[str, Any]:
+        """Return what job.json holds: the request with every default filled in, and where it all came from."""
+        job, request = self._job, self._request
+        payload = self._payload()
+        for channel in payload["inputs"].values():
+            channel["url"] = [storage.redact(url) for url in channel["url"]]
+        return {
+            "name": request.name,
+            **payload,
+            "workers": job.workers,
+            "output": storage.redact(job.output),
+            "threads_per_worker": request.threads,
+            "launcher": job.launcher if isinstance(job.launcher, str) else type(job.launcher).__name__,
+            "max_restarts": job.max_restarts,
+            "max_runtime_s": job.max_runtime_s,
+            "environment": environment.masked(job.environment),
+            "provenance": {
+                **code_and_versions(),
+                "data": {
+                    name: {
+                        "files": len(files),
+                        "bytes": sum(file.size for file in files),
+                        "fingerprint": storage.fingerprint(files),
+                    }
+                    for name, files in request.files.items()
+                },
+            },
+        }
+
+
+@contextmanager
+def _signals(stop: StopRequest) -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM stop the job in order; a second Ctrl-C does not wait. Only the main thread can listen."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        code = EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM
+        stop.request(f"stopped by {signal.Signals(number).name}", code)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _launcher(given: str | Launcher) -> Launcher:
+    if not isinstance(given, str):
+        return given
+    if given not in _LAUNCHERS:
+        raise UserError(f"there is no launcher '{given}'; {nearest(given, _LAUNCHERS)}")
+    return _LAUNCHERS[given]()
+
+
+def _channel(name: str, given: Any) -> Channel:
+    known = {f.name for f in fields(Channel)}
+    if isinstance(given, Channel):
+        return given
+    if isinstance(given, list):
+        return Channel(url=given)
+    if not isinstance(given, Mapping) or "url" not in given:
+        raise UserError(f"inputs.{name} must be a URL, a list of URLs, or a mapping with 'url'")
+    for key in given:
+        if key not in known:
+            raise UserError(f"inputs.{name} has no field '{key}'; {nearest(str(key), known)}")
+    return Channel(**given)
+
+
+def _mapping(what: str, given: Any) -> Mapping[str, Any]:
+    if not isinstance(given, Mapping):
+        raise UserError(f"{what} must be a mapping of channel names to URLs or Channels, not {type(given).__name__}")
+    return given
+
+
+def _whole(name: str, value: Any, low: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low:
+        raise UserError(f"{name}={value!r} is not allowed: it must be a whole number of at least {low}")

@@ -1,0 +1,77 @@
+"""What goes on beside a running job: its workers' log lines are shown, its growing files copied to a remote output."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self, final
+
+from ..errors import PhalanxError
+from .record import SYNC_SECONDS, JobRecord
+
+_POLL_SECONDS = 0.1
+_MAX_READ = 1 << 20
+
+
+@final
+class LogTail:
+    """Reads what was added to `rank-N.log` files, line by line."""
+
+    def __init__(self, folder: Path, show: Callable[[int, str], None]) -> None:
+        self._folder = folder
+        self._show = show
+        self._offsets: dict[Path, int] = {}
+
+    def poll(self, *, last: bool = False) -> None:
+        """Show complete new lines; with `last`, an unfinished one too."""
+        for path in sorted(self._folder.glob("rank-*.log")):
+            rank = int(path.stem.removeprefix("rank-"))
+            offset = self._offsets.get(path, 0)
+            while True:
+                with path.open("rb") as file:
+                    file.seek(offset)
+                    data = file.read(_MAX_READ)
+                whole = data if last or len(data) == _MAX_READ else data[: data.rfind(b"\n") + 1]
+                if not whole:
+                    break
+                offset += len(whole)
+                for line in whole.decode("utf-8", "replace").splitlines():
+                    self._show(rank, line)
+            self._offsets[path] = offset
+
+
+@final
+class Housekeeping:
+    """A thread that tails logs and syncs the record while a job runs; a context manager."""
+
+    def __init__(self, record: JobRecord, show: Callable[[int, str], None]) -> None:
+        self._record = record
+        self._tail = LogTail(record.logs, show)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="phalanx-housekeeping", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+        self._tail.poll(last=True)
+
+    def _run(self) -> None:
+        due = time.monotonic() + SYNC_SECONDS
+        while not self._done.wait(_POLL_SECONDS):
+            self._tail.poll()
+            if time.monotonic() >= due:
+                try:
+                    self._record.sync()
+                except PhalanxError as error:  # tried again at the next interval, and at the end, where it counts
+                    self._tail_note(str(error))
+                due = time.monotonic() + SYNC_SECONDS
+
+    def _tail_note(self, text: str) -> None:
+        with (self._record.logs / "launcher.log").open("a", encoding="utf-8") as log:
+            log.write(text + "\n")

@@ -1,0 +1,151 @@
+"""A job's record: `job.json`, `status.json`, `metrics.jsonl`, logs and `failure` in the job's folder.
+
+One process writes it (the one that called `TrainingJob.run()`). For an output URL that is no local folder the files grow in a
+scratch folder and are copied out at intervals and at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TextIO, final
+
+from .. import storage
+from ..contracts import Json, Member
+from ..errors import PhalanxError
+
+SYNC_SECONDS = 10.0
+ENDED = ("Completed", "Failed", "Stopped")
+
+
+@final
+class JobRecord:
+    """Writes the folder of one job.
+
+    Args:
+        url: the job's folder; claimed already.
+        name: the job's name.
+        algorithm: what it trains.
+    """
+
+    def __init__(self, url: str, *, name: str, algorithm: str) -> None:
+        self.url = url
+        self._local = storage.is_local(url)
+        self._scratch = None if self._local else tempfile.TemporaryDirectory(prefix="phalanx-record-")
+        self.folder = storage.local_path(url) if self._scratch is None else Path(self._scratch.name)
+        self.logs = self.folder / "logs"
+        self.logs.mkdir(parents=True, exist_ok=True)
+        self.metrics: dict[str, float | None] = {}
+        self.last_step = 0
+        self._metrics_file: TextIO = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._sent: dict[Path, tuple[int, int]] = {}
+        self._lock = threading.Lock()
+        self._status: dict[str, Any] = {
+            "name": name,
+            "algorithm": algorithm,
+            "status": "InProgress",
+            "secondary_status": "Starting",
+            "created": time.time(),
+            "ended": None,
+            "workers": [],
+            "restarts": 0,
+            "step": 0,
+            "metrics": {},
+            "training_seconds": 0.0,
+            "billable_seconds": 0.0,
+            "transitions": [],
+            "failure": None,
+        }
+        self.enter("Starting")
+
+    @property
+    def status(self) -> Mapping[str, Any]:
+        """What status.json holds."""
+        return self._status
+
+    def write_job(self, resolved: Mapping[str, Json]) -> None:
+        """Write job.json."""
+        _write_json(self.folder / "job.json", resolved)
+        self.sync()
+
+    def enter(self, secondary: str, message: str = "") -> None:
+        """Move to the next secondary status; the same one again changes nothing."""
+        with self._lock:
+            transitions = self._status["transitions"]
+            now = time.time()
+            if transitions:
+                if transitions[-1]["status"] == secondary:
+                    return
+                transitions[-1]["end"] = now
+            transitions.append({"status": secondary, "start": now, "end": None, "message": message})
+            self._status["secondary_status"] = secondary
+            self._write_status()
+
+    def group(self, members: Sequence[Member], attempt: int) -> None:
+        """Note the workers of a new group; `attempt` counts restarts."""
+        with self._lock:
+            self._status["workers"] = [asdict(member) for member in members]
+            self._status["restarts"] = attempt
+            self._write_status()
+
+    def step(self, step: int, when: float, metrics: Mapping[str, float | None]) -> None:
+        """Add a line to metrics.jsonl; a step that is there already (done again after a restart) is not written twice."""
+        if step <= self.last_step:
+            return
+        self.last_step = step
+        self.metrics.update(metrics)
+        self._metrics_file.write(json.dumps({"step": step, "time": when, **metrics}) + "\n")
+        self._metrics_file.flush()
+
+    def end(self, status: str, secondary: str, error: PhalanxError | None = None) -> None:
+        """Close the record: the final status, and `failure` with the root cause when there is one."""
+        text = None if error is None else storage.redact(error.message)
+        if status == "Failed" and error is not None:
+            details = storage.redact(error.details)
+            (self.folder / "failure").write_text(
+                f"{error.kind}: {text}\n" + (f"\n{details}" if details else ""), encoding="utf-8"
+            )
+        with self._lock:
+            now = time.time()
+            self._status["transitions"][-1]["end"] = now
+            self._status["transitions"].append({"status": secondary, "start": now, "end": now, "message": text or ""})
+            times = {t["status"]: t["start"] for t in reversed(self._status["transitions"])}
+            begun = times.get("Downloading", times.get("Training", now))
+            self._status.update(status=status, secondary_status=secondary, ended=now, failure=text)
+            self._status.update(step=self.last_step, metrics=self.metrics)
+            self._status.update(training_seconds=round(now - begun, 3), billable_seconds=round(now - begun, 3))
+            self._write_status()
+        self._metrics_file.close()
+        self.sync()
+
+    def sync(self) -> None:
+        """Copy files that changed to a remote folder; nothing to do for a local one."""
+        if self._local:
+            return
+        for path in sorted(p for p in self.folder.rglob("*") if p.is_file() and not p.name.startswith(".")):
+            stat = path.stat()
+            if self._sent.get(path) != (stat.st_size, stat.st_mtime_ns):
+                storage.put_file(path, storage.join(self.url, path.relative_to(self.folder).as_posix()))
+                self._sent[path] = (stat.st_size, stat.st_mtime_ns)
+
+    def close(self) -> None:
+        """Give the scratch folder back."""
+        self._metrics_file.close()
+        if self._scratch is not None:
+            self._scratch.cleanup()
+
+    def _write_status(self) -> None:
+        _write_json(self.folder / "status.json", self._status)
+
+
+def _write_json(path: Path, value: Mapping[str, Json]) -> None:
+    """Write so that a reader sees the old text or the whole new one."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,72 @@
+"""The one seam between an algorithm and the job around it: what `fit` sees of the world."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import final
+
+from ..contracts import Collective, Json, Shard, Stateful
+from ..errors import AlgorithmError, Stopped
+
+
+@final
+class WorkerSession:
+    """`contracts.Session` inside a worker of a job.
+
+    Args:
+        world: the ranks of the group.
+        channels: the job's channels as this rank sees them.
+        seed: the job's seed, the same on every rank.
+        threads: that this rank may use.
+        device: torch's name of the device to compute on.
+        output_data: folder for files a user wants beside the artifact.
+        send: takes an event to the supervisor.
+        stop_requested: whether this rank has been told to stop.
+    """
+
+    def __init__(
+        self,
+        *,
+        world: Collective,
+        channels: Mapping[str, Shard],
+        seed: int,
+        threads: int,
+        device: str,
+        output_data: Path,
+        send: Callable[[Mapping[str, Json]], None],
+        stop_requested: Callable[[], bool],
+    ) -> None:
+        self.world = world
+        self.channels = channels
+        self.seed = seed
+        self.threads = threads
+        self.device = device
+        self.output_data = output_data
+        self._send = send
+        self._stop_requested = stop_requested
+        self._last_step = 0
+
+    def restore(self, parts: Mapping[str, Stateful]) -> int:
+        """Collective. Return 0: a job starts from the beginning."""
+        return self._last_step
+
+    def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0, of: int | None = None) -> None:
+        """Collective. See `contracts.Session.report`."""
+        if step != self._last_step + 1:
+            raise AlgorithmError(
+                f"step {step} was reported after step {self._last_step}; steps are reported once each, in order"
+            )
+        self._last_step = step
+        if self.world.rank == 0:
+            finite = {name: _finite(value) for name, value in metrics.items()}
+            self._send({"kind": "step", "step": step, "time": time.time(), "metrics": finite, "rows": rows, "of": of})
+        if self.world.vote(int(self._stop_requested())):
+            raise Stopped(f"stopped in order after step {step}")
+
+
+def _finite(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

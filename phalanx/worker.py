@@ -1,0 +1,186 @@
+"""One rank of a job, put together top to bottom: world, channels, algorithm, fit, artifact.
+
+`main` is the target that a launcher runs in every process of the worker group. Its payload:
+
+    job        what job.json holds (resolved: algorithm, hyperparameters, inputs, seed, …)
+    scratch    folder on this machine; rank 0 leaves the model in scratch/attempt-N/model
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any, final
+
+from . import hyperparameters, registry, storage
+from .contracts import Algorithm, Collective, Json, Shard, WorkerContext
+from .data.channel import Channel
+from .data.shard import open_shard
+from .errors import Stopped, UserError, from_record, to_record
+from .parallel.collective import Solo, together
+from .trainer.session import WorkerSession
+
+MODEL_CARD = "phalanx.json"
+MODEL_FORMAT = 1
+JOIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What this rank is asked to do, read from its payload."""
+
+    algorithm: str
+    hyperparameters: Mapping[str, Any]
+    inputs: Mapping[str, Channel]
+    seed: int
+    scratch: Path
+
+    @classmethod
+    def of(cls, payload: Json, attempt: int) -> Request:
+        """Read a payload; every attempt has a scratch folder of its own."""
+        job = payload["job"]
+        inputs = {name: Channel(**channel) for name, channel in job["inputs"].items()}
+        return cls(
+            job["algorithm"], job["hyperparameters"], inputs, job["seed"], Path(payload["scratch"]) / f"attempt-{attempt}"
+        )
+
+
+@final
+class StopFlag:
+    """SIGTERM: before training it ends the worker at once, while training it is taken up at the next report."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._deferred = False
+
+    def install(self) -> None:
+        """Listen to SIGTERM; SIGINT is the launcher's business."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within: a signal is only noted."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.requested = True
+        if not self._deferred:
+            raise Stopped("stopped before training began")
+
+
+def main(context: WorkerContext) -> None:
+    """Run one rank to its end; a failure is declared before the group closes, so that peers are not taken for the cause."""
+    stop = StopFlag()
+    stop.install()
+    world: Collective | None = None
+    code = 0
+    try:
+        world = open_world(context)
+        train(Request.of(context.payload, context.attempt), world, context, stop)
+    except Exception as error:
+        record = to_record(error)
+        record["message"], record["details"] = storage.redact(record["message"]), storage.redact(record["details"])
+        context.send({"kind": "failure", **record})
+        if not isinstance(error, (UserError, Stopped)):
+            sys.stderr.write(record["details"])
+        code = from_record(record).exit_code
+    finally:
+        if world is not None:
+            with stop.deferred():
+                world.close()
+    if code:
+        sys.exit(code)
+
+
+def open_world(context: WorkerContext) -> Collective:
+    """Collective. Join the group's other ranks."""
+    if context.size == 1:
+        return Solo()
+    from . import environment
+    from .parallel.torch_collective import TorchCollective  # torch is loaded where there is somebody to talk to
+
+    place = environment.placement()
+    if place is None:
+        raise UserError("RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not set: a worker is started by a launcher")
+    return TorchCollective.open(
+        place.rank, place.size, place.master_addr, place.master_port, store_fd=context.store_fd, timeout_s=JOIN_SECONDS
+    )
+
+
+def train(request: Request, world: Collective, context: WorkerContext, stop: StopFlag) -> None:
+    """Collective. Open the channels, fit, leave the model in the scratch folder of rank 0."""
+    cls = registry.load(request.algorithm)
+    settings = hyperparameters.parse(cls.Hyperparameters, request.hyperparameters, owner=request.algorithm)
+    algorithm: Algorithm = cls(settings)
+    context.send({"kind": "phase", "phase": "Downloading"})
+    channels = open_channels(request, world, context.threads, getattr(settings, "feature_dim", None))
+    output_data = request.scratch / "output"
+    output_data.mkdir(parents=True, exist_ok=True)
+    context.send({"kind": "phase", "phase": "Training"})
+    session = WorkerSession(
+        world=world,
+        channels=channels,
+        seed=request.seed,
+        threads=context.threads,
+        device="cpu",
+        output_data=output_data,
+        send=context.send,
+        stop_requested=lambda: stop.requested,
+    )
+    with stop.deferred():
+        try:
+            algorithm.fit(session)
+        except Stopped:
+            if getattr(settings, "save_model_on_termination", False):
+                save(request, algorithm, settings, world.rank)
+            raise
+        together(world, "saving the model", lambda: save(request, algorithm, settings, world.rank))
+
+
+def open_channels(request: Request, world: Collective, threads: int, columns: int | str | None) -> dict[str, Shard]:
+    """Collective. Open every channel, `train` first: the others take its width."""
+    index_base = registry.entry(request.algorithm).index_base
+    width = columns if isinstance(columns, int) else None
+    channels: dict[str, Shard] = {}
+    for name in sorted(request.inputs, key=lambda name: (name != "train", name)):
+        channels[name] = shard = open_shard(
+            name,
+            request.inputs[name],
+            rank=world.rank,
+            size=world.size,
+            seed=request.seed,
+            gather=world.all_gather,
+            scratch=request.scratch / "data" / f"rank-{world.rank}",
+            columns=width,
+            index_base=index_base,
+            threads=threads,
+        )
+        width = shard.columns if width is None else width
+    return channels
+
+
+def save(request: Request, algorithm: Algorithm, settings: Any, rank: int) -> None:
+    """Write the model's files and its card on rank 0; the card comes last."""
+    if rank != 0:
+        return
+    folder = request.scratch / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    algorithm.save(folder)
+    card = {
+        "format": MODEL_FORMAT,
+        "algorithm": request.algorithm,
+        "hyperparameters": hyperparameters.to_json(settings),
+        "seed": request.seed,
+    }
+    (folder / MODEL_CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
