@@ -1,1 +1,49 @@
-"""Phalanx: a distributed training engine as a library."""
+"""Phalanx: a distributed training engine as a library.
+
+What users import, and nothing else; every name is loaded when it is first used, so that `import phalanx` is instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .data.channel import Channel as Channel
+    from .errors import AlgorithmError as AlgorithmError
+    from .errors import PhalanxError as PhalanxError
+    from .errors import PlatformError as PlatformError
+    from .errors import Stopped as Stopped
+    from .errors import UserError as UserError
+    from .job import JobResult as JobResult
+    from .job import TrainingJob as TrainingJob
+    from .model import Model as Model
+    from .model import load as load
+
+_HOMES = {
+    "Channel": "data.channel",
+    "AlgorithmError": "errors",
+    "PhalanxError": "errors",
+    "PlatformError": "errors",
+    "Stopped": "errors",
+    "UserError": "errors",
+    "JobResult": "job",
+    "TrainingJob": "job",
+    "Model": "model",
+    "load": "model",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from .provenance import phalanx_version
+
+        return phalanx_version()
+    if name not in _HOMES:
+        raise AttributeError(f"module 'phalanx' has no attribute '{name}'; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

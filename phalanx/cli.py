@@ -1,0 +1,303 @@
+"""The `phalanx` command: parse, call, print.
+
+Exit codes: 0; 2 for what the user can mend; 1 when the algorithm failed; 75 when the platform did; 130 and 143 after SIGINT and
+SIGTERM. A traceback is shown with --debug only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from .errors import EXIT_ALGORITHM, EXIT_SIGINT, EXIT_USER, PhalanxError, UserError, to_record
+
+if TYPE_CHECKING:
+    from .data.channel import Channel
+    from .job import TrainingJob
+
+app = typer.Typer(
+    name="phalanx",
+    help="Managed training as a library: name an algorithm, point at data, ask for workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, no progress.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+
+def main() -> None:
+    """Run the command line; every error of ours is one sentence and an exit code."""
+    try:
+        code = app(standalone_mode=False)
+    except PhalanxError as error:
+        _show_error(error)
+        code = error.exit_code
+    except click.exceptions.Abort:
+        code = EXIT_SIGINT
+    except click.ClickException as error:
+        error.show()
+        code = EXIT_USER
+    except KeyboardInterrupt:
+        code = EXIT_SIGINT
+    except BrokenPipeError:  # the reader of our output went away, as `head` does
+        sys.stderr.close()
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@app.command()
+def train(
+    algorithm: Annotated[str, typer.Argument(help="Name of an algorithm; `phalanx algorithms` lists them.")],
+    train: Annotated[
+        list[str] | None, typer.Option("--train", help="Path or URL of the train channel; may be repeated.")
+    ] = None,
+    validation: Annotated[str | None, typer.Option(help="Path or URL of the validation channel.")] = None,
+    test: Annotated[str | None, typer.Option(help="Path or URL of the test channel.")] = None,
+    content_type: Annotated[
+        str | None, typer.Option(help="Of the three channels above, as 'text/csv;label_size=0'. Default: by the file's name.")
+    ] = None,
+    channel: Annotated[
+        list[str] | None,
+        typer.Option(help="Any channel: 'NAME=URL,content_type=…,spread=shard|replicate,mode=file|stream'; may be repeated."),
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="A hyperparameter, NAME=VALUE; may be repeated.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that train together.")] = 1,
+    output: Annotated[str, typer.Option(help="Folder or URL under which the job's folder is made.")] = "runs",
+    name: Annotated[str | None, typer.Option(help="The job's name. Default: the algorithm and the time.")] = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    threads_per_worker: Annotated[int | None, typer.Option(help="Default: cores // workers.")] = None,
+    launcher: Annotated[str, typer.Option(help="Who starts the workers: local.")] = "local",
+    max_restarts: Annotated[int, typer.Option(help="How often a failed worker group is started again.")] = 0,
+    max_runtime: Annotated[str | None, typer.Option(help="Stop the job after so long: 90s, 30m, 1h, 2d.")] = None,
+    env: Annotated[list[str] | None, typer.Option(help="A variable for the workers, KEY=VALUE; may be repeated.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train an algorithm on data: workers are launched, data is spread, model.tar.gz is published."""
+    from .job import TrainingJob
+
+    _debug(debug)
+    job = TrainingJob(
+        algorithm=algorithm,
+        inputs=_inputs(train, validation, test, content_type, channel),
+        hyperparameters=_pairs("--set", settings),
+        workers=workers,
+        output=output,
+        name=name,
+        seed=seed,
+        threads_per_worker=threads_per_worker,
+        launcher=launcher,
+        max_restarts=max_restarts,
+        max_runtime_s=None if max_runtime is None else _duration("--max-runtime", max_runtime),
+        environment=_pairs("--env", env),
+    )
+    _run(job, as_json)
+
+
+@app.command()
+def run(
+    job: Annotated[Path | None, typer.Argument(help="A job as YAML; its fields are TrainingJob's.")] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a job that stands in a file."""
+    from . import jobfile
+
+    _debug(debug)
+    if schema:
+        _print_json(jobfile.schema())
+        return
+    if job is None:
+        raise UserError("give a job file, as `phalanx run job.yaml`; `phalanx run --schema` shows what may stand in it")
+    _run(jobfile.read(job), as_json)
+
+
+@app.command()
+def predict(
+    artifact: Annotated[str, typer.Argument(help="Path or URL of a model.tar.gz.")],
+    input: Annotated[str, typer.Option("--input", help="Path or URL of the requests.")],
+    output: Annotated[str, typer.Option(help="Where the answers go; '-' is standard output.")] = "-",
+    content_type: Annotated[str | None, typer.Option(help="Of the requests. Default: by the file's name.")] = None,
+    accept: Annotated[
+        str, typer.Option(help="Of the answers: application/json, application/jsonlines, text/csv.")
+    ] = "application/json",
+    debug: Debug = False,
+) -> None:
+    """Ask a model, over inputs of any size."""
+    from .model import load, predict_file
+
+    _debug(debug)
+    rows = predict_file(load(artifact), input, output, content_type=content_type, accept=accept)
+    if output != "-":
+        typer.echo(f"{rows} answers in {output}", err=True)
+
+
+@app.command()
+def algorithms(
+    name: Annotated[str | None, typer.Argument(help="Show this one's hyperparameters.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the algorithms, or one with every hyperparameter: type, default, range, meaning."""
+    from . import hyperparameters, registry
+
+    if name is None:
+        known = registry.algorithms()
+        if as_json:
+            _print_json([{"name": n, "help": e.help, "extra": e.extra} for n, e in known.items()])
+        else:
+            _table(["algorithm", "what it is"], [[n, e.help] for n, e in known.items()])
+        return
+    described = hyperparameters.describe(registry.load(name).Hyperparameters)
+    if as_json:
+        _print_json({"name": name, "hyperparameters": [asdict(h) for h in described]})
+        return
+    rows = [[h.name, h.type, "required" if h.required else _default_text(h.default), h.range, h.help] for h in described]
+    _table(["hyperparameter", "type", "default", "range", "meaning"], rows)
+
+
+@app.command(name="sample-data")
+def sample_data(
+    name: Annotated[str, typer.Argument(help="iris, wine, breast_cancer, digits, diabetes.")],
+    folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+) -> None:
+    """Write a real data set that ships with scikit-learn as csv, libsvm and recordio-protobuf."""
+    from .data.samples import write_sample
+
+    for path, what in write_sample(name, folder):
+        typer.echo(f"{path}  {what}")
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """Show versions, devices, which extras are there, and how to get what is missing."""
+    from . import installation
+
+    report = installation.report()
+    if as_json:
+        _print_json(report)
+        return
+    _table(["", ""], [[key, str(value)] for key, value in report["machine"].items()])
+    _table(["package", "version"], [[key, str(value)] for key, value in report["versions"].items()])
+    rows = [[e["name"], "yes" if e["installed"] else "no", "" if e["installed"] else e["get"]] for e in report["extras"]]
+    _table(["extra", "there", "how to get it"], rows)
+
+
+def _run(job: TrainingJob, as_json: bool) -> None:
+    try:
+        result = job.run(progress=not as_json)
+    except PhalanxError as error:
+        if as_json:
+            ended = None if error.result is None else asdict(error.result)
+            _print_json({"error": {"kind": error.kind, "message": str(error)}, "result": ended})
+        raise
+    if as_json:
+        _print_json({"error": None, "result": asdict(result)})
+        return
+    from .tracking.console import metrics_text
+
+    typer.echo(f"{result.status}  {metrics_text(result.metrics)}")
+    typer.echo(f"artifact  {result.artifact}")
+    typer.echo(f"seconds   {result.training_seconds:.2f} training, {result.billable_seconds:.2f} billable")
+
+
+def _inputs(
+    train: list[str] | None, validation: str | None, test: str | None, content_type: str | None, channels: list[str] | None
+) -> dict[str, Channel | str]:
+    from .data.channel import Channel, parse_channel
+
+    inputs: dict[str, Channel | str] = {}
+    for text in channels or []:
+        name, channel = parse_channel(text)
+        if name in inputs:
+            raise UserError(f"the channel '{name}' was given twice")
+        inputs[name] = channel
+    for name, urls in (
+        ("train", train),
+        ("validation", [validation] if validation else None),
+        ("test", [test] if test else None),
+    ):
+        if urls and name in inputs:
+            raise UserError(f"the channel '{name}' was given twice, with --{name} and with --channel")
+        if urls:
+            inputs[name] = Channel(url=urls, content_type=content_type)
+    if content_type is not None:
+        inputs = {
+            n: replace(c, content_type=content_type) if isinstance(c, Channel) and c.content_type is None else c
+            for n, c in inputs.items()
+        }
+    return inputs
+
+
+def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise UserError(f"{option} takes NAME=VALUE, not '{text}'")
+        if name.strip() in pairs:
+            raise UserError(f"{option} {name.strip()} was given twice")
+        pairs[name.strip()] = value
+    return pairs
+
+
+def _duration(option: str, text: str) -> float:
+    found = _DURATION.fullmatch(text.strip())
+    if not found or float(found[1]) <= 0:
+        raise UserError(f"{option} takes a duration above 0 as 90s, 30m, 1h or 2d, not '{text}'")
+    return float(found[1]) * _SECONDS[found[2]]
+
+
+_debugging = False
+
+
+def _debug(on: bool) -> None:
+    global _debugging
+    _debugging = on
+
+
+def _show_error(error: PhalanxError) -> None:
+    from .storage import redact
+
+    word = "stopped" if error.kind == "Stopped" else "error"
+    typer.secho(f"{word}: {redact(str(error))}", err=True, fg=None if error.kind == "Stopped" else typer.colors.RED)
+    if error.result is not None and error.kind != "Stopped":
+        typer.echo(f"the job's record: {redact(error.result.folder)}", err=True)
+    if _debugging:
+        typer.echo(redact(error.details or to_record(error)["details"]), err=True)
+    elif error.exit_code == EXIT_ALGORITHM:
+        typer.echo("--debug shows the traceback", err=True)
+
+
+def _default_text(default: Any) -> str:
+    return "none" if default is None else ",".join(map(str, default)) if isinstance(default, list) else str(default)
+
+
+def _print_json(value: Any) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _table(headers: list[str], rows: list[list[str]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*headers, box=box.SIMPLE, show_header=any(headers))
+    for row in rows:
+        table.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""A job as a YAML file: read safely, described by a JSON schema that follows `TrainingJob` field by field."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .data.channel import Channel
+from .errors import UserError
+from .job import TrainingJob
+
+_KINDS: dict[str, dict[str, Any]] = {
+    "algorithm": {"type": "string"},
+    "hyperparameters": {"type": "object"},
+    "workers": {"type": "integer", "minimum": 1},
+    "output": {"type": "string"},
+    "name": {"type": ["string", "null"], "maxLength": 63},
+    "seed": {"type": "integer", "minimum": 0},
+    "threads_per_worker": {"type": ["integer", "null"], "minimum": 1},
+    "launcher": {"type": "string"},
+    "max_restarts": {"type": "integer", "minimum": 0},
+    "max_runtime_s": {"type": ["number", "null"], "exclusiveMinimum": 0},
+    "environment": {"type": "object", "additionalProperties": {"type": "string"}},
+}
+
+
+def read(path: Path) -> TrainingJob:
+    """Return the job in a YAML file.
+
+    Raises:
+        UserError: no such file, no YAML (with the line), or a field that is not a job's.
+    """
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no job file at {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is nested too deeply") from None
+    try:
+        return TrainingJob.from_mapping(given)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema (draft 2020-12) of a job file."""
+    urls = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "minItems": 1}]}
+    channel: dict[str, Any] = {"type": "object", "required": ["url"], "additionalProperties": False}
+    channel["properties"] = {f.name: urls if f.name == "url" else {"type": ["string", "null"]} for f in fields(Channel)}
+    kinds = {**_KINDS, "inputs": {"type": "object", "additionalProperties": {"anyOf": [*urls["anyOf"], channel]}}}
+    properties: dict[str, Any] = {}
+    required = []
+    for f in fields(TrainingJob):
+        entry = dict(kinds[f.name])
+        if f.default is not MISSING:
+            entry["default"] = f.default
+        elif f.default_factory is MISSING:
+            required.append(f.name)
+        properties[f.name] = entry
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "Phalanx training job",
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
