@@ -1,0 +1,51 @@
+"""The police: a test that leaves an environment variable, a thread or a process behind fails."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+_SERVER = "phalanx.launch.forkserver"  # the warm server outlives a job on purpose; its workers must not
+
+
+def _threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.is_alive()}
+
+
+def _is_server(process: psutil.Process) -> bool:
+    try:
+        return any(_SERVER in part for part in process.cmdline())
+    except psutil.Error:
+        return False
+
+
+def _children() -> set[psutil.Process]:
+    """Descendants of this process but for warm servers themselves (a forked worker has its server's command line)."""
+    found = set()
+    for child in psutil.Process().children(recursive=True):
+        try:
+            is_server = _is_server(child) and child.ppid() == os.getpid()
+            if not is_server and child.status() != psutil.STATUS_ZOMBIE:
+                found.add(child)
+        except psutil.Error:
+            continue
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_behind() -> Iterator[None]:
+    """Compare environment, threads and processes before and after every test."""
+    environment, threads, children = dict(os.environ), _threads(), _children()
+    yield
+    left = _threads() - threads
+    for thread in left:
+        thread.join(5)  # a thread that is about to end may do so
+    assert not {t.name for t in left if t.is_alive() and not t.name.startswith(("asyncio", "fsspec"))}, "threads left behind"
+    gone, alive = psutil.wait_procs(list(_children() - children), timeout=5)
+    assert not alive, f"processes left behind: {alive} (ended late: {gone})"
+    changed = {k for k in {*environment, *os.environ} - {"PYTEST_CURRENT_TEST"} if environment.get(k) != os.environ.get(k)}
+    assert not changed, f"environment variables left changed: {changed}"
