@@ -134,11 +134,17 @@ class CollectiveChecks:
     @pytest.mark.parametrize("dtype", [*_DTYPES, "complex64", ">f4"])
     def test_arrays_of_any_shape_are_gathered(self, dtype: str) -> None:
         shapes = [(3, 2), (), (0, 4), (700, 9)]
+
+        def array(rank: int, turn: int) -> Array:
+            return _numbers(rank, dtype, shapes[(rank + turn) % len(shapes)])
+
+        def gather(world: Collective) -> list[list[Array]]:
+            return [world.all_gather(array(world.rank, turn)) for turn in range(len(shapes))]
+
         for size in self.sizes:
-            for turn in range(len(shapes)):
-                arrays = [_numbers(rank, dtype, shapes[(rank + turn) % len(shapes)]) for rank in range(size)]
-                for gathered in self.run(size, lambda world, arrays=arrays: world.all_gather(arrays[world.rank])):  # type: ignore[misc]
-                    _assert_same(gathered, arrays)
+            for turns in self.run(size, gather):
+                for turn, gathered in enumerate(turns):
+                    _assert_same(gathered, [array(rank, turn) for rank in range(size)])
 
     def test_gathered_arrays_can_be_changed(self) -> None:
         for size in self.sizes:
