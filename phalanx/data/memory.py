@@ -1,0 +1,152 @@
+"""A channel whose rows are in memory: for tests, for scikit-learn-like use, for whoever has arrays already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+import numpy as np
+
+from ..contracts import Array, Batch, Csr, Entry, Features, Records, State
+from ..errors import UserError
+from .order import parts, shuffled
+
+
+@final
+class MemoryShard:
+    """`contracts.Shard` over arrays; see `array_shard`."""
+
+    streaming = False
+
+    def __init__(
+        self,
+        features: Features,
+        label: Array | None,
+        weight: Array | None,
+        group: Array | None,
+        rank: int,
+        size: int,
+        seed: int,
+    ) -> None:
+        self._features = features
+        self._label = label
+        self._weight = weight
+        self._group = group
+        self._rank = rank
+        self._size = size
+        self._seed = seed
+        self._starts = None if group is None else _group_starts(group)
+        self._position = 0
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole channel."""
+        return len(self._features)
+
+    @property
+    def columns(self) -> int | None:
+        """Columns of the whole channel; None for records."""
+        return columns_of(self._features)
+
+    def where(self, row: int) -> str:
+        """Return how a person finds row `row`."""
+        return f"row {row + 1}"
+
+    def batches(self, rows: int, *, epoch: int = 0, shuffle: bool = False) -> Iterator[Batch]:
+        """See `contracts.Shard.batches`; a shuffled order is a full permutation."""
+        order = shuffled(self.rows, seed=self._seed, epoch=epoch, page=1) if shuffle and self._group is None else None
+        for part in parts(self.rows, rows, rank=self._rank, size=self._size, starts=self._starts):
+            where: slice | Array = slice(part.start, part.stop) if order is None else order[part.start : part.stop]
+            self._position = part.batch_stop
+            yield Batch(
+                part.start,
+                take(self._features, where),
+                None if self._label is None else self._label[where],
+                None if self._weight is None else self._weight[where],
+                None if self._group is None else self._group[where],
+            )
+
+    def state_dict(self) -> State:
+        """Return the position: rows of the epoch that were handed out over all ranks."""
+        return {"position": Entry(self._position)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Put a position back."""
+        self._position = int(state["position"].value)
+
+
+def array_shard(
+    features: Features,
+    label: Array | None = None,
+    weight: Array | None = None,
+    group: Array | None = None,
+    *,
+    rank: int = 0,
+    size: int = 1,
+    seed: int = 0,
+    replicate: bool = False,
+) -> MemoryShard:
+    """Return a shard over rows in memory; every rank passes all rows.
+
+    Args:
+        features: (N, D) array, `Csr` or `Records`; numbers become float32.
+        label: (N,) or None.
+        weight: (N,) or None.
+        group: (N,) query ids, rows of a group neighbouring, or None.
+        rank: this rank.
+        size: ranks of the world.
+        seed: of the shuffled order.
+        replicate: every rank sees all rows.
+
+    Raises:
+        UserError: lengths that differ, features that are no matrix.
+    """
+    if isinstance(features, np.ndarray):
+        if features.ndim != 2:
+            raise UserError(f"features must have the shape (rows, columns), not {features.shape}")
+        features = np.ascontiguousarray(features, dtype=np.float32)
+    for name, column in (("label", label), ("weight", weight), ("group", group)):
+        if column is not None and len(column) != len(features):
+            raise UserError(f"{name} has {len(column)} rows, features have {len(features)}")
+    return MemoryShard(
+        features,
+        None if label is None else np.asarray(label, dtype=np.float32),
+        None if weight is None else np.asarray(weight, dtype=np.float32),
+        None if group is None else np.asarray(group, dtype=np.int64),
+        0 if replicate else rank,
+        1 if replicate else size,
+        seed,
+    )
+
+
+def columns_of(features: Features) -> int | None:
+    """Return how many columns features have; None for records."""
+    if isinstance(features, Records):
+        return None
+    return features.columns if isinstance(features, Csr) else int(features.shape[1])
+
+
+def take(features: Features, where: slice | Array) -> Features:
+    """Return some rows of features."""
+    if isinstance(features, np.ndarray):
+        return features[where]
+    rows = np.arange(len(features))[where]
+    if isinstance(features, Records):
+        return Records([features.items[i] for i in rows])
+    return take_sparse(features, rows)
+
+
+def take_sparse(matrix: Csr, rows: Array) -> Csr:
+    """Return rows of a sparse matrix, in the order given."""
+    lengths = matrix.indptr[rows + 1] - matrix.indptr[rows]
+    indptr = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    places = np.repeat(matrix.indptr[rows] - indptr[:-1], lengths) + np.arange(indptr[-1])
+    return Csr(indptr, matrix.indices[places], matrix.values[places], matrix.columns)
+
+
+def _group_starts(group: Array) -> Array:
+    changes = np.flatnonzero(group[1:] != group[:-1]) + 1
+    starts = np.concatenate([[0], changes]).astype(np.int64)
+    if len(np.unique(group[starts])) != len(starts):
+        raise UserError("rows of a query group must be neighbours: a group id comes back after another one")
+    return starts
