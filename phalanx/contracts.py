@@ -233,7 +233,7 @@ class WorkerContext:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something a worker said: {"kind": "phase" | "step" | "failure" | …, …}."""
+    """Something a worker said: {"kind": "phase" | "step" | "failure" | …, …}; a failure holds `errors.to_record` as "error"."""
 
     rank: int
     time: float
@@ -268,7 +268,7 @@ class Workers(Protocol):
         ...
 
     def stop(self, grace_s: float) -> None:
-        """Ask all living workers to end (SIGTERM), wait, kill the rest after `grace_s`. Poll still returns the exits."""
+        """Ask all living workers to end (SIGTERM) and return; `poll` kills those that live on after `grace_s`. 0: kill at once."""
         ...
 
     def close(self) -> None:

@@ -85,6 +85,11 @@ def replace(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
 
 
+def set_variable(name: str, value: str) -> None:
+    """Set one variable of this process."""
+    os.environ[name] = value
+
+
 def get(name: str, default: str | None = None) -> str | None:
     """Return one variable."""
     return os.environ.get(name, default)

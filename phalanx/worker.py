@@ -91,7 +91,7 @@ def main(context: WorkerContext) -> None:
     except Exception as error:
         record = to_record(error)
         record["message"], record["details"] = storage.redact(record["message"]), storage.redact(record["details"])
-        context.send({"kind": "failure", **record})
+        context.send({"kind": "failure", "error": record})
         if not isinstance(error, (UserError, Stopped)):
             sys.stderr.write(record["details"])
         code = from_record(record).exit_code
