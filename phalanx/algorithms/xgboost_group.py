@@ -1,0 +1,161 @@
+"""The ranks of a world as XGBoost's own communicator: its tracker, joining, leaving, and whose error counts."""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import numpy as np
+from xgboost import collective
+from xgboost.core import XGBoostError
+from xgboost.tracker import RabitTracker
+
+from .. import environment
+from ..contracts import Array, Collective
+from ..errors import AlgorithmError, PhalanxError, PlatformError, UserError, from_record, to_record
+from ..parallel.collective import together
+
+T = TypeVar("T")
+_JOIN_S = 120  # for all ranks to come and to leave
+_SILENCE_S = 1800  # longest that a rank may keep the others waiting, e.g. while it reads its rows
+_LOST = ("/collective/", "Allreduce failed", "Connection reset", "Broken pipe")
+_USERS = (
+    "arameter",
+    "label",
+    "Label",
+    "objective",
+    "metric",
+    "`inf`",
+    "constraint",
+    "support",
+    "base_score",
+    "weight",
+    "group",
+)
+
+
+def in_group(world: Collective, body: Callable[[], T]) -> T:
+    """Collective. Run `body` on every rank inside XGBoost's communicator; an error of one rank reaches all.
+
+    Within `body` ranks must wait for each other in XGBoost's communicator only (and in votes): a rank that fails closes it,
+    which frees the others from their waiting, and then all compare what happened.
+    """
+    if world.size == 1:
+        try:
+            return body()
+        except XGBoostError as error:
+            raise translated(error) from error
+    own: Exception | None = None
+    value: T | None = None
+    with _tracker(world) as arguments:
+        together(world, "joining the workers of xgboost", lambda: _join(world.rank, arguments))
+        try:
+            value = body()
+        except Exception as error:
+            own = translated(error)
+        _leave()
+        _agree(world, own)  # also keeps the tracker alive until the last rank has left
+    return value  # type: ignore[return-value]
+
+
+def add_up(x: Array) -> Array:
+    """Collective. Return the sum of `x` over the ranks of the communicator; on its own a rank gets `x`."""
+    x = np.asarray(x, dtype=np.float64)
+    if not collective.is_distributed():
+        return x
+    return np.asarray(collective.allreduce(x, collective.Op.SUM)).reshape(x.shape)
+
+
+def translated(error: Exception) -> Exception:
+    """Return an error of the library as one of ours, told in its first meaningful line; others stay as they are."""
+    if not isinstance(error, XGBoostError):
+        return error
+    text = str(error)
+    told = first_line(text)
+    kind: type[PhalanxError]
+    if any(sign in text for sign in _LOST):
+        kind, told = PlatformError, f"lost contact with another worker during training: {told}"
+    elif "bad_alloc" in text or "ut of memory" in text:
+        kind, told = PlatformError, f"out of memory in xgboost: {told}"
+    else:
+        kind = UserError if any(sign in told for sign in _USERS) else AlgorithmError
+        told = f"xgboost: {told}"
+    result = kind(told)
+    result.__cause__ = error
+    return result
+
+
+def first_line(text: str) -> str:
+    """Return what a message of the library says, without its time, source lines, checks and stack."""
+    for line in text.split("\n"):
+        line = re.sub(r"\[?[\w.]+:\d+\|\d\d:\d\d:\d\d\]:?", "", re.sub(r"^\[\d\d:\d\d:\d\d\] \S+:\d+:", "", line))
+        line = re.sub(r"^\s*(Check failed: .*?: )?[-\s]*", "", line).strip().rstrip(":")
+        if line and not line.startswith("Stack trace"):
+            return line
+    return text.strip() or "unknown error"
+
+
+@contextmanager
+def _tracker(world: Collective) -> Iterator[Mapping[str, Any]]:
+    """Collective. Start the library's tracker on rank 0; give every rank what it needs to join."""
+    tracker: RabitTracker | None = None
+
+    def start() -> dict[str, Any]:
+        nonlocal tracker
+        if world.rank != 0:
+            return {}
+        tracker = RabitTracker(n_workers=world.size, host_ip=_address(), port=0, sortby="task", timeout=_JOIN_S)
+        tracker.start()
+        return dict(tracker.worker_args())
+
+    try:
+        yield world.broadcast(together(world, "starting the tracker of xgboost", start))
+    finally:
+        if tracker is not None:
+            with suppress(XGBoostError):
+                tracker.free()
+
+
+def _join(rank: int, arguments: Mapping[str, Any]) -> None:
+    collective.init(**arguments, dmlc_task_id=f"{rank:05d}", dmlc_timeout=_SILENCE_S)
+
+
+def _leave() -> None:
+    with suppress(XGBoostError):  # peers may be gone already; what happened to them is told elsewhere
+        collective.finalize()
+
+
+def _address() -> str:
+    """Return where the other ranks find rank 0."""
+    place = environment.placement()
+    if place is None:
+        return "127.0.0.1"
+    try:
+        return socket.gethostbyname(place.master_addr)
+    except OSError as error:
+        raise PlatformError(f"MASTER_ADDR={place.master_addr} cannot be resolved: {error}") from error
+
+
+def _agree(world: Collective, own: Exception | None) -> None:
+    """Collective. Raise where a rank failed: what caused it, not that others lost contact because of it."""
+    lost = isinstance(own, PlatformError) and "lost contact" in own.message
+    record = None if own is None else {**to_record(own), "lost": lost}
+    try:
+        records = world.all_gather(record)
+    except PhalanxError:
+        if own is not None:
+            raise own from own.__cause__  # the peers are gone as well; what happened here is worth more
+        raise
+    failed = [(rank, found) for rank, found in enumerate(records) if found is not None]
+    if not failed:
+        return
+    rank, cause = min(failed, key=lambda item: (item[1]["lost"], item[1]["kind"] != UserError.kind, item[0]))
+    if own is not None and record is not None and (record["kind"], record["lost"]) == (cause["kind"], cause["lost"]):
+        raise own from own.__cause__
+    error = from_record(cause)
+    error.message = f"rank {rank}, training: {error.message}"
+    error.args = (error.message,)
+    raise error
