@@ -45,17 +45,21 @@ class EventPipe:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler that raises can leave a plain one held by its own thread
+        self._torn = False
 
     def send(self, event: Mapping[str, Json]) -> None:
         """Send one event."""
-        data = memoryview(json.dumps({"at": time.time(), **event}).encode() + b"\n")
+        line = json.dumps({"at": time.time(), **event}).encode() + b"\n"
         with self._lock:
+            data = memoryview(b"\n" + line if self._torn else line)
+            self._torn = True  # until all of it is written: a signal handler may raise in between
             try:
                 while data:
                     data = data[os.write(self._fd, data) :]
             except OSError:  # the supervisor is gone, and this process soon will be
                 return
+            self._torn = False
 
 
 def run_child(request: ChildRequest, *, log: int, events: int, store: int | None) -> int:

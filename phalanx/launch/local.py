@@ -208,7 +208,7 @@ class LocalWorkers:
         worker.event_tail += data
         *lines, rest = worker.event_tail.split(b"\n")
         worker.event_tail = bytearray(rest if len(rest) <= _MAX_LINE else b"")
-        for line in lines:
+        for line in filter(None, lines):
             try:
                 body = json.loads(line)
                 self._pending.append(Event(worker.rank, float(body.get("at", time.time())), body))

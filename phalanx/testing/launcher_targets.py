@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -74,7 +75,7 @@ def wait_in_order(context: WorkerContext) -> None:
     signal.signal(signal.SIGTERM, stop)
     context.send({"kind": "ready"})
     while True:
-        signal.pause()
+        select.select([], [], [], 0.05)  # signal.pause() would sleep over a signal that came just before it
 
 
 def ignore_stop(context: WorkerContext) -> None:
