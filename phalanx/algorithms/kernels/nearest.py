@@ -1,0 +1,206 @@
+"""Nearest centres of many rows: chunks that fit the cache, spread over threads; dense and sparse rows.
+
+Legend of shapes: N rows, M rows of a chunk, D columns, K centres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self, TypeVar, final
+
+import numpy as np
+
+from ...contracts import Array, Csr
+from . import kmeans as loops
+from .blas import single_threaded_blas
+
+S = TypeVar("S")
+T = TypeVar("T")
+_CHUNK_BYTES = 2 << 20  # of a chunk's rows or its products: what the shared cache holds beside the centres
+_MOST_ROWS, _FEWEST_ROWS = 512, 16
+
+
+@final
+class Centers:
+    """K centres made ready for comparison.
+
+    Attributes:
+        values: (K, D) float32, as they are.
+        offset: (D,) their mean; products are taken of differences to it, where their rounding is smallest.
+        shifted: (K, D) float32, less the offset.
+        half_squares: (K,) float32, |shifted|² / 2.
+        largest_norm, largest_half: bounds over all centres.
+    """
+
+    def __init__(self, values: Array) -> None:
+        self.values = np.ascontiguousarray(values, dtype=np.float32)
+        self.offset = self.values.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.shifted = np.empty_like(self.values)
+        norms = np.empty(len(self.values), dtype=np.float32)
+        loops.shift(self.values, self.offset, self.shifted, norms)
+        with np.errstate(over="ignore"):  # numbers too large for products are compared one by one
+            halves = 0.5 * np.einsum("kd,kd->k", self.shifted, self.shifted, dtype=np.float64)
+            self.half_squares = halves.astype(np.float32)
+        self.largest_half = float(halves.max())
+        self.largest_norm = float(np.sqrt(2 * self.largest_half))
+
+    def farthest(self, largest: Array) -> float:
+        """Return a bound of the squared distance of any row whose magnitudes are at most `largest` (D,) to any centre."""
+        reach = largest.astype(np.float64) + np.abs(self.values).max(axis=0)
+        return float((reach * reach).sum())
+
+
+@dataclass(slots=True)
+class Sums:
+    """Sums of rows by their nearest centre, in one array so that one all-reduce takes them all."""
+
+    flat: Array  # (K * D + K + 1,) float64: sums of rows, counts, sum of squared distances
+    shape: tuple[int, int]  # K, D
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, int]) -> Self:
+        """Return sums of no rows."""
+        return cls(np.zeros(shape[0] * shape[1] + shape[0] + 1), shape)
+
+    @property
+    def rows(self) -> Array:
+        """(K, D) sums of rows."""
+        return self.flat[: self.shape[0] * self.shape[1]].reshape(self.shape)
+
+    @property
+    def counts(self) -> Array:
+        """(K,) rows of each centre."""
+        return self.flat[self.shape[0] * self.shape[1] : -1]
+
+
+@final
+class Assigner:
+    """Finds nearest centres with a number of threads; a context manager that owns them.
+
+    Args:
+        threads: that chunks are spread over. They change the time, never a result.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        self._resources = ExitStack()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __enter__(self) -> Self:
+        self._resources.enter_context(single_threaded_blas())
+        if self.threads > 1:
+            self._pool = self._resources.enter_context(ThreadPoolExecutor(self.threads, thread_name_prefix="phalanx-rows"))
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._resources.close()
+        self._pool = None
+
+    def largest(self, rows: Array | Csr) -> Array:
+        """Return the largest magnitude of each column (D,) float32; not finite where a value is not."""
+        if isinstance(rows, Csr):
+            return _largest_sparse(rows)
+        bits = rows.view(np.int32)
+
+        def of_part(part: slice) -> Array:
+            largest = np.zeros(rows.shape[1], dtype=np.int32)
+            loops.raise_to_largest(bits[part], largest)
+            return largest
+
+        found = self.each([slice(start, stop) for start, stop in _split(len(rows), self.threads)], of_part)
+        return np.max(found, axis=0).view(np.float32)
+
+    def assign(self, rows: Array | Csr, centers: Centers) -> tuple[Array, Array]:
+        """Return the nearest centre of each row (N,) int32, the first of equals, and the squared distance (N,) float64."""
+        labels, distances, _ = self._run(rows, centers, None)
+        return labels, distances
+
+    def assign_and_sum(self, rows: Array | Csr, centers: Centers, anchors: Array) -> tuple[Array, Array, Sums]:
+        """Return labels and squared distances, and the rows' sums by centre on the grids of `anchors` (D + 1,).
+
+        The last anchor is that of the squared distances.
+        """
+        labels, distances, sums = self._run(rows, centers, anchors)
+        total = sums[0]
+        for other in sums[1:]:
+            total.flat += other.flat
+        total.flat[-1] = ((distances + anchors[-1]) - anchors[-1]).sum()
+        return labels, distances, total
+
+    def each(self, items: Sequence[S], work: Callable[[S], T]) -> list[T]:
+        """Return `work(item)` of every item, done by the threads."""
+        if self._pool is None or len(items) < 2:
+            return [work(item) for item in items]
+        return list(self._pool.map(work, items))
+
+    def _run(self, rows: Array | Csr, centers: Centers, anchors: Array | None) -> tuple[Array, Array, list[Sums]]:
+        labels = np.empty(len(rows), dtype=np.int32)
+        distances = np.empty(len(rows), dtype=np.float64)
+
+        def of_part(part: slice) -> Sums:
+            shape = centers.values.shape
+            sums = Sums.zeros((shape[0], shape[1]) if anchors is not None else (0, 0))
+            totals, counts = sums.rows, sums.counts
+            for start, chunk, norms, products in _products(rows, part, centers):
+                to = slice(start, start + len(chunk))
+                loops.nearest(
+                    chunk,
+                    norms,
+                    products,
+                    centers.values,
+                    centers.half_squares,
+                    centers.largest_norm,
+                    centers.largest_half,
+                    labels[to],
+                    distances[to],
+                )
+                if anchors is not None:
+                    loops.add_by_label(chunk, labels[to], anchors, totals, counts)
+            return sums
+
+        parts = [slice(start, stop) for start, stop in _split(len(rows), self.threads)]
+        return labels, distances, self.each(parts, of_part)
+
+
+def dense_rows(rows: Array | Csr, start: int, stop: int) -> Array:
+    """Return rows [start, stop) as a dense float32 array (M, D)."""
+    if not isinstance(rows, Csr):
+        return rows[start:stop]
+    dense = np.zeros((stop - start, rows.columns), dtype=np.float32)
+    first, last = int(rows.indptr[start]), int(rows.indptr[stop])
+    lines = np.repeat(np.arange(stop - start), np.diff(rows.indptr[start : stop + 1]))
+    np.add.at(dense, (lines, rows.indices[first:last]), rows.values[first:last])
+    return dense
+
+
+def _products(rows: Array | Csr, part: slice, centers: Centers) -> Iterator[tuple[int, Array, Array, Array]]:
+    """Yield, chunk by chunk: first row, rows (M, D), norms (M,) of the shifted rows, their products (M, K) with the centres."""
+    count, columns = centers.values.shape
+    most = min(max(_CHUNK_BYTES // (4 * max(count, columns)), _FEWEST_ROWS), _MOST_ROWS)
+    shifted = np.empty((most, columns), dtype=np.float32)
+    products = np.empty((most, count), dtype=np.float32)
+    norms = np.empty(most, dtype=np.float32)
+    for start in range(part.start, part.stop, most):
+        chunk = dense_rows(rows, start, min(start + most, part.stop))
+        size = len(chunk)
+        loops.shift(chunk, centers.offset, shifted[:size], norms[:size])
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.matmul(shifted[:size], centers.shifted.T, out=products[:size])
+        yield start, chunk, norms[:size], products[:size]
+
+
+def _split(rows: int, parts: int) -> Iterator[tuple[int, int]]:
+    """Yield `parts` runs of about equal length, at least one; empty ones are left out."""
+    edges = [rows * part // parts for part in range(parts + 1)]
+    runs = [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if a < b]
+    yield from runs or [(0, 0)]
+
+
+def _largest_sparse(rows: Csr) -> Array:
+    largest = np.zeros(rows.columns, dtype=np.int32)
+    np.maximum.at(largest, rows.indices, rows.values.view(np.int32) & 0x7FFFFFFF)
+    return largest.view(np.float32)

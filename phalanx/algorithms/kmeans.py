@@ -1,0 +1,255 @@
+"""Web-scale k-means: one pass over a stream keeps K = k·x centres, Lloyd's algorithm then reduces them to k.
+
+After Sculley, "Web-scale k-means clustering" (2010), with batches in place of single rows. The model is the same, bit for
+bit, for every number of workers and threads: see `kernels.kmeans`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
+
+import numpy as np
+
+from ..contracts import Array, Entry, Features, Session, Shard, State
+from ..errors import AlgorithmError, UserError
+from ..hyperparameters import hyper, parse, to_json
+from .reading import NumericBatches, first_not_finite, numbers, width_of
+
+if TYPE_CHECKING:
+    from .kernels.nearest import Assigner
+    from .kernels.stream import Part, Stream
+
+_CENTERS = "centers.npy"
+_SETTINGS = "kmeans.json"
+_EVALUATED = ("validation", "test")
+_AUTO_FACTOR = 10
+_AUTO_CENTERS_PER_ROW = 0.2  # a centre of the stream should stand for a few rows
+_AUTO_TRIALS = 10
+_AUTO_TRIAL_COST = 10**9
+
+
+@dataclass(frozen=True)
+class KMeansHyperparameters:
+    """Names and defaults as users of managed k-means know them."""
+
+    k: int = hyper(low=1, help="number of clusters")
+    feature_dim: int | None = hyper(None, low=1, help="number of features; taken from the data when not given")
+    epochs: int = hyper(1, low=1, tunable=(1, 10), help="passes over the training data")
+    extra_center_factor: int | Literal["auto"] = hyper(
+        "auto",
+        low=1,
+        tunable=(4, 10),
+        help="the stream keeps k times this many centres, which are reduced to k at the end; auto: 10, less for a large k or few rows",
+    )
+    half_life_time_size: int = hyper(
+        0, low=0, help="rows after which a row weighs half as much as a new one; 0: rows never lose weight"
+    )
+    init_method: Literal["random", "kmeans++"] = hyper(
+        "random", tunable=("random", "kmeans++"), help="how the stream's first centres are chosen among its first rows"
+    )
+    local_lloyd_init_method: Literal["random", "kmeans++"] = hyper(
+        "kmeans++", help="how the final reduction chooses its first centres"
+    )
+    local_lloyd_max_iter: int = hyper(300, low=1, help="most iterations of the final reduction")
+    local_lloyd_num_trials: int | Literal["auto"] = hyper(
+        "auto", low=1, help="starts of the final reduction, of which the best is kept; auto: 10, less where k is large"
+    )
+    local_lloyd_tol: float = hyper(
+        1e-4, low=0, high=1, help="the final reduction ends when the loss improves by less than this share of it"
+    )
+    mini_batch_size: int = hyper(5000, low=1, tunable=(3000, 15000), help="rows of a step, over all workers")
+    eval_metrics: list[Literal["msd", "ssd"]] = hyper(
+        ["msd"], help="mean (msd) and sum (ssd) of squared distances, reported for the test and validation channels"
+    )
+
+    def check(self) -> None:
+        """Raise `UserError` where values do not fit together."""
+        if not self.eval_metrics:
+            raise UserError("eval_metrics is empty: it must name msd, ssd or both")
+
+
+@final
+class KMeans:
+    """The algorithm and its model.
+
+    Args:
+        hyperparameters: how to learn.
+    """
+
+    Hyperparameters: ClassVar[type] = KMeansHyperparameters
+
+    def __init__(self, hyperparameters: KMeansHyperparameters) -> None:
+        self.hyperparameters = hyperparameters
+        self.centers: Array | None = None  # (k, D) float32, once trained
+        self._step = 0
+        self._stream: Stream | None = None  # the centres after that step
+
+    @property
+    def columns(self) -> int | None:
+        """Features that a request must have; None before training."""
+        return None if self.centers is None else int(self.centers.shape[1])
+
+    def fit(self, session: Session) -> None:
+        """Collective. Learn from channel `train`, reporting every mini-batch; evaluate on `validation` and `test` at the end.
+
+        Raises:
+            UserError: on every rank, for data that cannot be clustered.
+            Stopped: the job was asked to stop.
+        """
+        from .kernels import stream as streams  # numba takes a second to load: who only reads hyperparameters is spared
+        from .kernels.nearest import Assigner
+
+        wanted = self.hyperparameters
+        train = self._train_channel(session)
+        session.restore({"algorithm": self})
+        per_epoch = -(-train.rows // wanted.mini_batch_size)
+        steps = wanted.epochs * per_epoch
+        with Assigner(session.threads) as assigner:
+            parts = self._parts(NumericBatches(session.world, "train", train, assigner.largest), per_epoch)
+            if self._stream is None:
+                parts, self._stream = streams.start(
+                    session.world,
+                    parts,
+                    self._stream_centers(train.rows),
+                    wanted.mini_batch_size,
+                    wanted.init_method,
+                    session.seed,
+                )
+            for part in parts:
+                error, rows = self._stream.step(
+                    session.world, assigner, part, wanted.mini_batch_size, wanted.half_life_time_size
+                )
+                self._step += 1
+                metrics = {"train:msd": error}
+                if self._step == steps:
+                    metrics |= self._finish(session, assigner)
+                session.report(self._step, metrics, rows=rows, of=steps)
+            if self.centers is None:
+                self._finish(session, assigner)
+
+    def predict(self, requests: Features) -> dict[str, Array]:
+        """Return `closest_cluster` and `distance_to_cluster` (Euclidean) of every request, (N,) float32 each.
+
+        Raises:
+            UserError: requests of another width than the model's, or with numbers that are not finite.
+        """
+        from .kernels.nearest import Assigner, Centers
+
+        rows = numbers(requests, "kmeans")
+        width = width_of(rows)
+        if width != self.columns:
+            raise UserError(f"the requests have {width} features; this k-means model was trained on {self.columns}")
+        assigner = Assigner(1)
+        if not np.isfinite(assigner.largest(rows)).all():
+            row, column, value = first_not_finite(rows)
+            raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be assigned")
+        labels, distances = assigner.assign(rows, Centers(self._trained()))
+        return {
+            "closest_cluster": labels.astype(np.float32),
+            "distance_to_cluster": np.sqrt(distances).astype(np.float32),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the centres as one array and the hyperparameters as JSON."""
+        np.save(folder / _CENTERS, self._trained(), allow_pickle=False)
+        settings = json.dumps(to_json(self.hyperparameters), indent=2, sort_keys=True)
+        (folder / _SETTINGS).write_text(settings + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Return the model that `save` wrote.
+
+        Raises:
+            UserError: the files do not hold a k-means model.
+        """
+        settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
+        model = cls(parse(KMeansHyperparameters, settings, owner="kmeans"))
+        centers = np.load(folder / _CENTERS, allow_pickle=False)
+        if centers.ndim != 2 or centers.dtype != np.float32 or 0 in centers.shape or not np.isfinite(centers).all():
+            raise UserError(f"{_CENTERS} holds no centres: a finite float32 array (k, features) is expected")
+        model.centers = centers
+        return model
+
+    def state_dict(self) -> State:
+        """Return the step, and the stream's centres and weights after it; the batch to go on with follows from the step."""
+        if self._stream is None:
+            return {"step": Entry(0)}
+        return {"step": Entry(self._step), "centers": Entry(self._stream.centers), "weights": Entry(self._stream.weights)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to a state; `fit` goes on from there."""
+        from .kernels.stream import Stream
+
+        self.centers = None
+        self._step = int(state["step"].value)
+        self._stream = Stream(state["centers"].value, state["weights"].value) if self._step else None
+
+    def _trained(self) -> Array:
+        if self.centers is None:
+            raise AlgorithmError("this k-means model has not been trained yet: call fit or load first")
+        return self.centers
+
+    def _train_channel(self, session: Session) -> Shard:
+        """Return the channel `train`, which must fit the hyperparameters."""
+        wanted = self.hyperparameters
+        train = session.channels.get("train")
+        if train is None:
+            raise UserError(f"kmeans needs the channel 'train'; given: {', '.join(sorted(session.channels)) or 'none'}")
+        if train.columns is None:
+            raise UserError("kmeans needs rows of numbers, channel 'train' holds text or JSON records")
+        if wanted.feature_dim is not None and wanted.feature_dim != train.columns:
+            raise UserError(
+                f"feature_dim={wanted.feature_dim} but channel 'train' has {train.columns} features; "
+                "leave feature_dim out to take it from the data (a label column is announced by ';label_size=1')"
+            )
+        if wanted.k > train.rows:
+            raise UserError(f"k={wanted.k} clusters need at least {wanted.k} rows; channel 'train' has {train.rows}")
+        return train
+
+    def _stream_centers(self, rows: int) -> int:
+        """Return K, how many centres the stream keeps."""
+        k, factor, batch = (
+            self.hyperparameters.k,
+            self.hyperparameters.extra_center_factor,
+            self.hyperparameters.mini_batch_size,
+        )
+        if factor == "auto":
+            return max(k, min(k * _AUTO_FACTOR, batch, int(rows * _AUTO_CENTERS_PER_ROW)))
+        return min(k * factor, rows)
+
+    def _parts(self, batches: NumericBatches, per_epoch: int) -> Iterator[Part]:
+        """Collective. Yield this rank's parts of the batches that are still to be done."""
+        done = self._step
+        for epoch in range(done // per_epoch, self.hyperparameters.epochs):
+            for number, part in enumerate(batches.epoch(self.hyperparameters.mini_batch_size, epoch), epoch * per_epoch):
+                if number >= done:
+                    yield part
+
+    def _finish(self, session: Session, assigner: Assigner) -> dict[str, float]:
+        """Collective. Reduce the stream's centres to the model's and return its metrics on the other channels."""
+        from .kernels.lloyd import Reduction
+        from .kernels.stream import evaluate, reduce_stream
+
+        wanted = self.hyperparameters
+        assert self._stream is not None
+        reduction = Reduction(
+            wanted.k, wanted.local_lloyd_init_method, wanted.local_lloyd_max_iter, wanted.local_lloyd_tol, session.seed
+        )
+        self.centers = reduce_stream(session.world, assigner, self._stream, reduction, self._trials())
+        metrics = {}
+        for name in [name for name in _EVALUATED if name in session.channels]:
+            values = evaluate(session.world, assigner, name, session.channels[name], self.centers, wanted.mini_batch_size)
+            metrics |= {f"{name}:{metric}": values[metric] for metric in wanted.eval_metrics}
+        return metrics
+
+    def _trials(self) -> int:
+        """Return how many starts the final reduction tries."""
+        if self.hyperparameters.local_lloyd_num_trials != "auto":
+            return self.hyperparameters.local_lloyd_num_trials
+        assert self._stream is not None
+        cost = self._stream.centers.size * self.hyperparameters.k  # multiplications of an iteration
+        return int(min(max(_AUTO_TRIAL_COST // cost, 1), _AUTO_TRIALS))

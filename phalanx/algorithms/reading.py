@@ -1,0 +1,115 @@
+"""Batches of numbers whose errors all ranks learn of, at the price of one small all-reduce a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol, final, runtime_checkable
+
+import numpy as np
+
+from ..contracts import Array, Batch, Collective, Csr, Features, Records, Shard
+from ..errors import UserError
+from ..parallel.collective import together
+
+
+@runtime_checkable
+class Locating(Protocol):
+    """A shard that can say where a person finds a row."""
+
+    def where(self, row: int) -> str:
+        """Return file and line of the global row `row`."""
+        ...
+
+
+@final
+class NumericBatches:
+    """The batches of a channel, checked: finite numbers, `columns` wide.
+
+    Args:
+        world: the ranks.
+        name: of the channel, for error texts.
+        shard: the channel.
+        largest: returns the largest magnitude of each column (D,), not finite where a value is not.
+    """
+
+    def __init__(self, world: Collective, name: str, shard: Shard, largest: Callable[[Array | Csr], Array]) -> None:
+        self._world = world
+        self._name = name
+        self._shard = shard
+        self._largest = largest
+
+    def epoch(self, rows: int, epoch: int) -> Iterator[tuple[Batch, Array | Csr, Array]]:
+        """Collective. Yield this rank's part of every global batch, its features, and the largest magnitudes over all ranks.
+
+        Raises:
+            UserError: on every rank, when a rank meets rows that cannot be read or numbers that are not finite.
+        """
+        columns = self._shard.columns or 0
+        batches: Iterator[Batch] | None = None
+        while True:
+            error: Exception | None = None
+            batch: Batch | None = None
+            largest = np.zeros(columns + 1)
+            try:
+                batches = batches or self._shard.batches(rows, epoch=epoch)
+                batch = next(batches, None)
+                if batch is not None:
+                    largest[:-1] = self._checked(batch, columns)
+            except Exception as problem:
+                error = problem
+                largest[-1] = 1
+            largest = self._world.all_reduce(largest, "max")
+            if largest[-1]:
+                together(self._world, f"reading channel '{self._name}'", lambda error=error: _raise(error))  # type: ignore[misc]
+            if batch is None:
+                return
+            yield batch, numbers(batch.features, f"channel '{self._name}'"), largest[:-1]
+
+    def _checked(self, batch: Batch, columns: int) -> Array:
+        features = numbers(batch.features, f"channel '{self._name}'")
+        width = width_of(features)
+        if width != columns:
+            raise UserError(f"channel '{self._name}' has {width} columns where {columns} are expected")
+        largest = self._largest(features)
+        if not np.isfinite(largest).all():
+            row, column, value = first_not_finite(features)
+            number = batch.first_row + row
+            place = self._shard.where(number) if isinstance(self._shard, Locating) else f"row {number + 1}"
+            raise UserError(
+                f"channel '{self._name}', {place}: feature {column + 1} is {value}; only finite numbers can be trained on"
+            )
+        return largest
+
+
+def numbers(features: Features, what: str) -> Array | Csr:
+    """Return features as rows of float32 numbers, dense or sparse.
+
+    Raises:
+        UserError: `what` holds records.
+    """
+    if isinstance(features, Records):
+        raise UserError(f"{what} holds text or JSON records; rows of numbers are needed")
+    if isinstance(features, Csr):
+        return features
+    return np.ascontiguousarray(features, dtype=np.float32)
+
+
+def width_of(features: Array | Csr) -> int:
+    """Return the number of columns."""
+    return features.columns if isinstance(features, Csr) else int(features.shape[1])
+
+
+def first_not_finite(features: Array | Csr) -> tuple[int, int, float]:
+    """Return row, column and value of the first number that is NaN or infinite; there is one."""
+    if isinstance(features, Csr):
+        place = int(np.flatnonzero(~np.isfinite(features.values))[0])
+        row = int(np.searchsorted(features.indptr, place, side="right")) - 1
+        return row, int(features.indices[place]), float(features.values[place])
+    row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
+    column = int(np.flatnonzero(~np.isfinite(features[row]))[0])
+    return row, column, float(features[row, column])
+
+
+def _raise(error: Exception | None) -> None:
+    if error is not None:
+        raise error
