@@ -58,7 +58,7 @@ class Format(Protocol):
         ...
 
     def read(self, source: Source, index: RowIndex, start: int, stop: int, options: Options) -> Table:
-        """Return rows [start, stop) of a file, `start` < `stop`; sparse ones with `options.columns` columns where that is set."""
+        """Return rows [start, stop) of a file, `start` < `stop`; sparse ones as wide as `options.columns` where that is set."""
         ...
 
     def where(self, source: Source, index: RowIndex, row: int) -> str:

@@ -18,7 +18,7 @@ _HISTORY = 8 << 20
 class Source:
     """A file's bytes, decompressed.
 
-    Reading goes forward at full speed. Going back is free in a plain file; in a compressed one it is cheap within the last 8 MiB
+    Reading forward goes at full speed. Going back is free in a plain file; in a compressed one it is so within the last 8 MiB
     and starts over beyond.
 
     Args:
