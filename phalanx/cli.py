@@ -159,7 +159,7 @@ def algorithms(
         else:
             _table(["algorithm", "what it is"], [[n, e.help] for n, e in known.items()])
         return
-    described = hyperparameters.describe(registry.load(name).Hyperparameters)
+    described = hyperparameters.describe(registry.hyperparameters_of(name))
     if as_json:
         _print_json({"name": name, "hyperparameters": [asdict(h) for h in described]})
         return

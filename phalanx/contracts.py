@@ -279,4 +279,8 @@ class Workers(Protocol):
 class Launcher(Protocol):
     """Brings worker groups to life; waiting, root cause and restarts are `launch.supervise`'s."""
 
+    def prepare(self, preload: Sequence[str]) -> None:
+        """Get ready for groups that will need these modules; returns at once."""
+        ...
+
     def start(self, spec: WorkerSpec) -> Workers: ...

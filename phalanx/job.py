@@ -153,8 +153,13 @@ class _Request:
 
 def _validated(job: TrainingJob) -> _Request:
     entry = registry.entry(job.algorithm)
-    settings = hyperparameters.parse(registry.load(job.algorithm).Hyperparameters, job.hyperparameters, owner=job.algorithm)
     _whole("workers", job.workers, 1)
+    launcher = _launcher(job.launcher)
+    preload = ["phalanx.worker", "phalanx.data.kernels", *entry.needs, *entry.preload]
+    if job.workers > 1:
+        preload += ["torch", "torch.distributed", "phalanx.parallel.torch_collective"]
+    launcher.prepare(preload)  # loads them while the rest is looked at
+    settings = hyperparameters.parse(registry.hyperparameters_of(job.algorithm), job.hyperparameters, owner=job.algorithm)
     _whole("max_restarts", job.max_restarts, 0)
     _whole("seed", job.seed, 0)
     if job.threads_per_worker is not None:
@@ -173,9 +178,6 @@ def _validated(job: TrainingJob) -> _Request:
         raise UserError(f"{job.algorithm} needs a channel 'train'; channels given: {given}")
     files = {n: [file for url in channel.urls for file in storage.list_files(url)] for n, channel in inputs.items()}
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
-    preload = ["phalanx.worker", *entry.needs, *entry.preload]
-    if job.workers > 1:
-        preload += ["torch", "torch.distributed", "phalanx.parallel.torch_collective"]
     return _Request(
         name=name,
         url=storage.join(job.output, name),
@@ -184,7 +186,7 @@ def _validated(job: TrainingJob) -> _Request:
         inputs=inputs,
         files=files,
         threads=job.threads_per_worker or max(1, cores // job.workers),
-        launcher=_launcher(job.launcher),
+        launcher=launcher,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -10,6 +11,7 @@ from typing import Any
 LIBRARIES = ("numpy", "torch", "numba", "scikit-learn", "scipy", "pyarrow", "fsspec", "xgboost-cpu", "xgboost")
 
 
+@functools.cache
 def version_of(distribution: str) -> str | None:
     """Return the installed version of a distribution, None where it is not installed."""
     try:

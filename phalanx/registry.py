@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 from .errors import UserError, nearest
 
@@ -24,6 +24,7 @@ class Entry:
 
     path: str  # "package.module:Class"
     help: str
+    hyperparameters: str | None = None  # "package.module:Class" of its hyperparameters, where they are lighter to load alone
     extra: str | None = None  # of phalanx, to install
     needs: tuple[str, ...] = ()  # modules that must be importable; also preloaded by the warm server
     preload: tuple[str, ...] = ()  # further modules worth preloading
@@ -34,11 +35,12 @@ _BUILT_IN = {
     "kmeans": Entry(
         "phalanx.algorithms.kmeans:KMeans",
         "web-scale k-means clustering",
-        preload=("phalanx.algorithms.kmeans",),
+        preload=("phalanx.algorithms.kmeans", "phalanx.algorithms.kernels.stream"),
     ),
     "xgboost": Entry(
         "phalanx.algorithms.xgboost:XGBoost",
         "gradient boosted trees",
+        hyperparameters="phalanx.algorithms.xgboost_hyperparameters:XGBoostHyperparameters",
         extra="xgboost",
         needs=("xgboost",),
         index_base=0,
@@ -62,10 +64,12 @@ def entry(name: str) -> Entry:
     Raises:
         UserError: no such algorithm (with the nearest name), or what it needs is not installed (with the command).
     """
-    known = algorithms()
-    if name not in known:
-        raise UserError(f"there is no algorithm '{name}'; {nearest(name, known)}")
-    found = known[name]
+    found = _BUILT_IN.get(name)
+    if found is None:  # only now: looking at all installed packages takes a while
+        known = algorithms()
+        if name not in known:
+            raise UserError(f"there is no algorithm '{name}'; {nearest(name, known)}")
+        found = known[name]
     missing = [module for module in found.needs if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"the algorithm '{name}' needs {', '.join(missing)}: pip install 'phalanx[{found.extra}]'")
@@ -78,7 +82,22 @@ def load(name: str) -> Any:
     Raises:
         UserError: as `entry`; or an outside package's entry point does not load.
     """
-    path = entry(name).path
+    return _load(name, entry(name).path)
+
+
+def hyperparameters_of(name: str) -> type:
+    """Return the dataclass of the hyperparameters of the algorithm `name`, without loading the algorithm where that can be.
+
+    Raises:
+        UserError: as `entry`.
+    """
+    found = entry(name)
+    if found.hyperparameters is not None:
+        return cast(type, _load(name, found.hyperparameters))
+    return cast(type, _load(name, found.path).Hyperparameters)
+
+
+def _load(name: str, path: str) -> Any:
     module, _, attribute = path.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

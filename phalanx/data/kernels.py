@@ -317,3 +317,17 @@ def _whole(data, at, end):  # type: ignore[no-untyped-def]
             return -1
         number = number * 10 + (c - 48)
     return number
+
+
+def warm_up() -> None:
+    """Compile the kernels, or load them from the cache on disk, for the types that the readers pass."""
+    data = np.frombuffer(b"1 1:2\n", dtype=np.uint8)
+    starts = np.array([0, len(data)], dtype=np.int64)
+    places = np.empty(4, dtype=np.int64)
+    stride_starts(data, 0, 0, 32, places, 0)
+    line_starts(data, places, 0)
+    side = np.empty((1, 2), dtype=np.float32)
+    parse_csv(data, starts, 32, 2, 1, np.empty((1, 1), dtype=np.float32), side[:, :1].copy())
+    entries = np.empty(1, dtype=np.int64)
+    values = np.empty(1, dtype=np.float32)
+    parse_libsvm(data, starts, 1, -1, places[:1].copy(), entries, values, side, places[:1].copy())

@@ -209,7 +209,9 @@ def main(arguments: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     for module in given["preload"]:
         with contextlib.suppress(Exception):  # the worker that needs it will say what is wrong
-            importlib.import_module(module)
+            loaded = importlib.import_module(module)
+            if "warm_up" in vars(loaded):  # compiles, or loads what was compiled, once for all workers
+                loaded.warm_up()
     gc.collect()
     gc.freeze()  # pages that no collection touches stay shared with the workers
     ForkServer(socket.socket(fileno=given["socket"]), fork=given["fork"]).serve()

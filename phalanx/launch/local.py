@@ -38,6 +38,10 @@ class LocalLauncher:
     def __init__(self, start_method: Literal["fork", "spawn"] | None = None) -> None:
         self._fork = (start_method or ("spawn" if sys.platform == "darwin" else "fork")) == "fork"
 
+    def prepare(self, preload: Sequence[str]) -> None:
+        """Start a warm server that loads these modules, unless one has; returns at once."""
+        acquire_server(preload, fork=self._fork).release()
+
     def start(self, spec: WorkerSpec) -> LocalWorkers:
         """Start a group; returns when every worker has a process.
 

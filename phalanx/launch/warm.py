@@ -96,8 +96,8 @@ class WarmServer:
             return  # a forked copy of this process must not end its parent's server
         self._socket.close()
         try:
-            self._process.wait(5)
-        except subprocess.TimeoutExpired:
+            self._process.wait(5 if self._users else 0)
+        except subprocess.TimeoutExpired:  # without workers there is nothing to end in order; it may still be loading modules
             self._process.kill()
             self._process.wait()
 
