@@ -5,6 +5,7 @@ writes outside its outputs, whatever the bytes say. Numbers go through float64: 
 or division by a power of ten, then rounding to float32.
 """
 
+# mypy: disable-error-code="assignment,no-untyped-def,no-untyped-call"
 from __future__ import annotations
 
 import numpy as np
@@ -17,7 +18,7 @@ _MAX_INDEX = 1 << 40
 
 
 @njit(nogil=True, cache=True)
-def line_starts(data, starts, begin_of_data):  # type: ignore[no-untyped-def]
+def line_starts(data, starts, begin_of_data):
     """Fill `starts` with the offsets of lines that are not blank; return how many.
 
     Args:
@@ -44,7 +45,7 @@ def line_starts(data, starts, begin_of_data):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def stride_starts(data, offset, seen, stride, places, count):  # type: ignore[no-untyped-def]
+def stride_starts(data, offset, seen, stride, places, count):
     """Note the offset of every `stride`-th line that is not blank; return (lines seen so far, places so far)."""
     at = 0
     size = len(data)
@@ -67,7 +68,7 @@ def stride_starts(data, offset, seen, stride, places, count):  # type: ignore[no
 
 
 @njit(nogil=True, cache=True)
-def _number(data, at, end):  # type: ignore[no-untyped-def]
+def _number(data, at, end):
     """Parse data[at:end], spaces trimmed, as a number; return (value, ok)."""
     while at < end and (data[at] == SPACE or data[at] == TAB or data[at] == RETURN):
         at += 1
@@ -141,7 +142,7 @@ def _number(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _word(data, at, end, negative, point):  # type: ignore[no-untyped-def]
+def _word(data, at, end, negative, point):
     """Parse nan, na, null, inf, infinity in any case; return (value, ok)."""
     length = end - at
     if point or length < 2 or length > 8:
@@ -157,7 +158,7 @@ def _word(data, at, end, negative, point):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def parse_csv(data, starts, delimiter, columns, extra, out, side):  # type: ignore[no-untyped-def]
+def parse_csv(data, starts, delimiter, columns, extra, out, side):
     """Parse lines of numbers.
 
     Args:
@@ -208,7 +209,7 @@ def parse_csv(data, starts, delimiter, columns, extra, out, side):  # type: igno
 
 
 @njit(nogil=True, cache=True)
-def parse_libsvm(data, starts, base, columns, lengths, indices, values, side, group):  # type: ignore[no-untyped-def]
+def parse_libsvm(data, starts, base, columns, lengths, indices, values, side, group):
     """Parse `label[:weight] [qid:n] index:value … [# comment]` lines.
 
     Args:
@@ -306,7 +307,7 @@ def parse_libsvm(data, starts, base, columns, lengths, indices, values, side, gr
 
 
 @njit(nogil=True, cache=True)
-def _whole(data, at, end):  # type: ignore[no-untyped-def]
+def _whole(data, at, end):
     """Parse data[at:end] as a whole number; -1 where it is none."""
     if at >= end or end - at > 18:
         return -1

@@ -4,6 +4,7 @@ Every read is checked against the end of the bytes at hand; lengths that a file 
 Legend: data (bytes,) uint8; a payload is data[begin:end]; descriptions (N, 8) int64, see the column names.
 """
 
+# mypy: disable-error-code="assignment,no-untyped-def,no-untyped-call"
 from __future__ import annotations
 
 import numpy as np
@@ -20,7 +21,7 @@ FLOAT32, FLOAT64, INT32 = 2, 3, 7
 
 
 @njit(nogil=True, cache=True)
-def frames(data, begins, ends, limit):  # type: ignore[no-untyped-def]
+def frames(data, begins, ends, limit):
     """Fill `begins` and `ends` with the payloads of whole records in data; return (records, bytes used, code, parts).
 
     Code: 0; 1: no magic number at the place used; `parts`: a record in several parts is there, and the walk stopped before it.
@@ -56,7 +57,7 @@ def frames(data, begins, ends, limit):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _varint(data, at, end):  # type: ignore[no-untyped-def]
+def _varint(data, at, end):
     """Return (value as int64, next place); next place -1 where it is damaged."""
     value = np.uint64(0)
     shift = np.uint64(0)
@@ -73,7 +74,7 @@ def _varint(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _field(data, at, end):  # type: ignore[no-untyped-def]
+def _field(data, at, end):
     """Return (number, wire type, content begin, content end, next place); next place -1 where it is damaged."""
     tag, at = _varint(data, at, end)
     if at < 0 or tag < 8:
@@ -97,7 +98,7 @@ def _field(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _value_of_entry(data, at, end):  # type: ignore[no-untyped-def]
+def _value_of_entry(data, at, end):
     """Return (tensor kind, begin, end) of a map entry's Value; kind -1 where it is damaged, 0 where there is none."""
     kind = 0
     first = 0
@@ -118,7 +119,7 @@ def _value_of_entry(data, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _count(data, begin, end, packed_width):  # type: ignore[no-untyped-def]
+def _count(data, begin, end, packed_width):
     """Return how many numbers a packed field holds; -1 where it is damaged. Width 0: varints."""
     if packed_width > 0:
         return (end - begin) // packed_width if (end - begin) % packed_width == 0 else -1
@@ -130,7 +131,7 @@ def _count(data, begin, end, packed_width):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _measure(data, kind, at, end):  # type: ignore[no-untyped-def]
+def _measure(data, kind, at, end):
     """Return (values, keys, last of shape or -1) of a tensor; values -1 where it is damaged."""
     wide = 4 if kind == FLOAT32 else 8 if kind == FLOAT64 else 0
     values = 0
@@ -166,7 +167,7 @@ def _measure(data, kind, at, end):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def describe(data, begins, ends, descriptions):  # type: ignore[no-untyped-def]
+def describe(data, begins, ends, descriptions):
     """Fill the descriptions of payloads; return (code, record) of the first that is wrong."""
     for record in range(len(begins)):
         at = begins[record]
@@ -200,7 +201,7 @@ def describe(data, begins, ends, descriptions):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def _fill(data, kind, at, end, values, keys):  # type: ignore[no-untyped-def]
+def _fill(data, kind, at, end, values, keys):
     """Write a tensor's values as float32 and its keys; the outputs are as long as `_measure` said."""
     bits32 = np.empty(1, dtype=np.uint32)
     as32 = bits32.view(np.float32)
@@ -247,7 +248,7 @@ def _fill(data, kind, at, end, values, keys):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def fill_dense(data, descriptions, out):  # type: ignore[no-untyped-def]
+def fill_dense(data, descriptions, out):
     """Write dense rows into out (N, D); return (code, record)."""
     none = np.empty(0, dtype=np.int64)
     for record in range(len(descriptions)):
@@ -259,7 +260,7 @@ def fill_dense(data, descriptions, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def fill_sparse(data, descriptions, indptr, indices, values, columns):  # type: ignore[no-untyped-def]
+def fill_sparse(data, descriptions, indptr, indices, values, columns):
     """Write sparse rows; dense ones count as keys 0 …; return (code, record)."""
     for record in range(len(descriptions)):
         row = descriptions[record]
@@ -286,7 +287,7 @@ def fill_sparse(data, descriptions, indptr, indices, values, columns):  # type: 
 
 
 @njit(nogil=True, cache=True)
-def fill_labels(data, descriptions, out):  # type: ignore[no-untyped-def]
+def fill_labels(data, descriptions, out):
     """Write labels into out (N,), NaN where a record has none; return (code, record)."""
     none = np.empty(0, dtype=np.int64)
     for record in range(len(descriptions)):
@@ -302,7 +303,7 @@ def fill_labels(data, descriptions, out):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, cache=True)
-def largest_key(data, descriptions):  # type: ignore[no-untyped-def]
+def largest_key(data, descriptions):
     """Return the largest key + 1 over records that give no shape."""
     widest = np.int64(0)
     for record in range(len(descriptions)):

@@ -1,8 +1,8 @@
 """`application/x-recordio-protobuf`: records of managed training, read and written.
 
 Framing: per record the magic number 0xCED7230A and the length (both uint32, little-endian), the payload, zeros up to 4 bytes.
-The upper 3 bits of the length mark a record in several parts. Payload: the protobuf message Record with the maps `features` (1) and
-`label` (2) of Value; a Value is a tensor of float32 (2), float64 (3) or int32 (7): `values` (1), `keys` (2), `shape` (3).
+The upper 3 bits of the length mark a record in several parts. Payload: the protobuf message Record with the maps `features` (1)
+and `label` (2) of Value; a Value is a tensor of float32 (2), float64 (3) or int32 (7): `values` (1), `keys` (2), `shape` (3).
 """
 
 from __future__ import annotations
