@@ -13,7 +13,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import click
 import typer
 
 from .errors import EXIT_ALGORITHM, EXIT_SIGINT, EXIT_USER, PhalanxError, UserError, to_record
@@ -29,6 +28,9 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+_COMMAND_LINE_ERROR: Any = next(
+    c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
+)  # typer has its own click
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -43,9 +45,9 @@ def main() -> None:
     except PhalanxError as error:
         _show_error(error)
         code = error.exit_code
-    except click.exceptions.Abort:
+    except typer.Abort:
         code = EXIT_SIGINT
-    except click.ClickException as error:
+    except _COMMAND_LINE_ERROR as error:
         error.show()
         code = EXIT_USER
     except KeyboardInterrupt:

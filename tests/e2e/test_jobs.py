@@ -112,6 +112,7 @@ def test_a_loaded_model_predicts(digits: Path, tmp_path: Path) -> None:
         model.predict(rows[:, :5])
 
 
+@pytest.mark.filterwarnings("ignore:.*Unknown file format")  # plain xgboost guesses right: UBJSON
 def test_xgboost_on_two_workers_learns_and_opens_in_plain_xgboost(cancer: Path, tmp_path: Path) -> None:
     xgboost = pytest.importorskip("xgboost")
     job = phalanx.TrainingJob(
