@@ -31,40 +31,15 @@ def line_starts(data, starts, begin_of_data):
     size = len(data)
     while at < size:
         first = at
-        blank = True
-        while at < size and data[at] != NEWLINE:
-            c = data[at]
-            if c != SPACE and c != TAB and c != RETURN:
-                blank = False
+        while at < size and (data[at] == SPACE or data[at] == TAB or data[at] == RETURN):
             at += 1
-        at += 1
-        if not blank:
+        if at < size and data[at] != NEWLINE:
             starts[count] = first + begin_of_data
             count += 1
-    return count
-
-
-@njit(nogil=True, cache=True)
-def stride_starts(data, offset, seen, stride, places, count):
-    """Note the offset of every `stride`-th line that is not blank; return (lines seen so far, places so far)."""
-    at = 0
-    size = len(data)
-    while at < size:
-        first = at
-        blank = True
-        while at < size and data[at] != NEWLINE:
-            c = data[at]
-            if blank and c != SPACE and c != TAB and c != RETURN:
-                blank = False
-                # the rest of the line need not be looked at but for its end
-            at += 1
+            while at < size and data[at] != NEWLINE:
+                at += 1
         at += 1
-        if not blank:
-            if seen % stride == 0:
-                places[count] = offset + first
-                count += 1
-            seen += 1
-    return seen, count
+    return count
 
 
 @njit(nogil=True, cache=True)
@@ -177,35 +152,68 @@ def parse_csv(data, starts, delimiter, columns, extra, out, side):
     for row in range(len(starts) - 1):
         at = starts[row]
         end = starts[row + 1]
-        stop = at
-        while stop < end and data[stop] != NEWLINE:
-            stop += 1
-        while stop > at and (data[stop - 1] == RETURN or (runs and (data[stop - 1] == SPACE or data[stop - 1] == TAB))):
-            stop -= 1
         field = 0
         while True:
             if runs:
-                while at < stop and (data[at] == SPACE or data[at] == TAB):
+                while at < end and (data[at] == SPACE or data[at] == TAB):
                     at += 1
-            last = at
-            while last < stop and data[last] != delimiter and not (runs and data[last] == TAB):
-                last += 1
+                if field > 0 and (at >= end or data[at] == NEWLINE or data[at] == RETURN):
+                    break
             if field >= columns:
                 return TOO_MANY, row, field
-            value, ok = _number(data, at, last)
-            if not ok:
-                return BAD_NUMBER, row, field
+            value, last, ok = _plain_number(data, at, end)
+            if not ok or (last < end and data[last] != delimiter and data[last] != NEWLINE):
+                last = at
+                while last < end and data[last] != delimiter and data[last] != NEWLINE and not (runs and data[last] == TAB):
+                    last += 1
+                value, ok = _number(data, at, last)
+                if not ok:
+                    return BAD_NUMBER, row, field
             if field < extra:
                 side[row, field] = value
             else:
                 out[row, field - extra] = value
             field += 1
-            if last >= stop:
+            if last >= end or data[last] == NEWLINE:
                 break
             at = last + 1
         if field < columns:
             return TOO_FEW, row, field
     return OK, 0, 0
+
+
+@njit(nogil=True, cache=True, inline="always")
+def _plain_number(data, at, end):
+    """Parse digits with a sign, a point and an exponent of few digits, the common case; return (value, next place, ok)."""
+    negative = False
+    if at < end and data[at] == 45:
+        negative = True
+        at += 1
+    first = at
+    mantissa = np.int64(0)
+    while at < end:
+        digit = np.int64(data[at]) - 48
+        if digit < 0 or digit > 9:
+            break
+        mantissa = mantissa * 10 + digit
+        at += 1
+    digits = at - first
+    down = 0
+    if at < end and data[at] == 46:
+        at += 1
+        first = at
+        while at < end:
+            digit = np.int64(data[at]) - 48
+            if digit < 0 or digit > 9:
+                break
+            mantissa = mantissa * 10 + digit
+            at += 1
+        down = at - first
+        digits += down
+    if digits == 0 or digits > 18 or (at < end and (data[at] | 32) == 101):
+        return 0.0, at, False
+    value = np.float64(mantissa) / _POWERS[down] if down > 0 else np.float64(mantissa)
+    return (-value if negative else value), at, True
 
 
 @njit(nogil=True, cache=True)
@@ -325,7 +333,6 @@ def warm_up() -> None:
     data = np.frombuffer(b"1 1:2\n", dtype=np.uint8)
     starts = np.array([0, len(data)], dtype=np.int64)
     places = np.empty(4, dtype=np.int64)
-    stride_starts(data, 0, 0, 32, places, 0)
     line_starts(data, places, 0)
     side = np.empty((1, 2), dtype=np.float32)
     parse_csv(data, starts, 32, 2, 1, np.empty((1, 1), dtype=np.float32), side[:, :1].copy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import final
 
 import numpy as np
@@ -11,7 +10,7 @@ from ...contracts import Array
 from ...errors import UserError
 from ..format import Options, RowIndex, Table
 from ..kernels import BAD_NUMBER, OK, TOO_FEW, parse_csv
-from ..lines import index_lines, line_of, read_lines, text_of
+from ..lines import in_threads, index_lines, line_of, read_lines, text_of
 from ..source import Source
 
 _DELIMITERS = b",;\t| "
@@ -27,7 +26,7 @@ class Csv:
 
     def index(self, source: Source, options: Options) -> RowIndex:
         """See `Format.index`."""
-        rows, places = index_lines(source)
+        rows, places = index_lines(source, options.threads)
         if rows == 0:
             return RowIndex(0, places, None)
         one = RowIndex(rows, places, None)
@@ -46,7 +45,7 @@ class Csv:
         if source.name not in self._delimiter:
             data, starts = read_lines(source, index, 0, 1)
             self._fields(source, bytes(data[starts[0] : starts[1]]))
-        data, starts = read_lines(source, index, start, stop)
+        data, starts = read_lines(source, index, start, stop, options.threads)
         extra = options.label_size + options.weight_size
         columns = index.columns or 0
         out = np.empty((stop - start, columns), dtype=np.float32)
@@ -60,7 +59,7 @@ class Csv:
             code, row, field = parse_csv(data, starts[a : b + 1], delimiter, columns + extra, extra, out[a:b], side[a:b])
             return code, row + a, field
 
-        for code, row, field in _in_threads(parse, threads):
+        for code, row, field in in_threads(parse, threads):
             if code != OK:
                 raise self._wrong(source, index, start + row, code, field, columns + extra, text_of(data, starts, row))
         self._check_side(source, index, start, side, options)
@@ -130,11 +129,3 @@ def _is_number(field: bytes) -> bool:
 def _layout(options: Options) -> str:
     parts = ["a label"] * options.label_size + ["a weight"] * options.weight_size + ["at least one feature"]
     return " and ".join(parts) + " (is there a label? label_size=0 says there is none)" * options.label_size
-
-
-def _in_threads(action, parts: int):  # type: ignore[no-untyped-def]
-    """Return `action(0)` … `action(parts - 1)`, run in threads where there is more than one."""
-    if parts == 1:
-        return [action(0)]
-    with ThreadPoolExecutor(parts) as pool:
-        return list(pool.map(action, range(parts)))

@@ -22,7 +22,7 @@ class LibSvm:
 
     def index(self, source: Source, options: Options) -> RowIndex:
         """See `Format.index`; every row is parsed once, for the width and the query groups."""
-        rows, places = index_lines(source)
+        rows, places = index_lines(source, options.threads)
         lines = RowIndex(rows, places, None, sparse=True)
         widest = 0
         groups: list[Array] = []
@@ -59,7 +59,7 @@ class LibSvm:
         return f"{source.name} line {line_of(source, index, row)}"
 
     def _parse(self, source: Source, index: RowIndex, start: int, stop: int, options: Options) -> dict[str, Any]:
-        data, starts = read_lines(source, index, start, stop)
+        data, starts = read_lines(source, index, start, stop, options.threads)
         rows = stop - start
         entries = int(np.count_nonzero(data == 58))
         lengths, group = np.empty(rows, dtype=np.int64), np.empty(rows, dtype=np.int64)
