@@ -8,7 +8,7 @@ EXTRAS = {
     "deepspeed": ["deepspeed>=0.19,<0.20"],
     "horovod": ["horovod>=0.28.1"],
     "tune": ["optuna>=5", "cmaes>=0.11"],
-    "s3": ["s3fs>=2025.1"],
+    "s3": ["s3fs>=2025.3"],
     "sklearn": [],  # scikit-learn is required anyway
     "tracking": ["mlflow-skinny>=2.16", "tensorboard>=2.18"],
 }
@@ -22,6 +22,7 @@ TEST = [
     "mypy>=1.14",
     "import-linter>=2.1",
     "types-PyYAML",
+    "types-psutil",
     "moto[s3,server]>=5",
     "mkdocs-material>=9.5",
 ]
@@ -43,7 +44,7 @@ setup(
         "scikit-learn>=1.5",
         "scipy>=1.11",
         "pyarrow>=17",
-        "fsspec>=2024.6",
+        "fsspec>=2025.3",
         "pyyaml>=6",
         "rich>=13.7",
         "safetensors>=0.4.5",

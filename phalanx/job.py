@@ -159,7 +159,7 @@ def _validated(job: TrainingJob) -> _Request:
     if job.workers > 1:
         preload += ["torch", "torch.distributed", "phalanx.parallel.torch_collective"]
     launcher.prepare(preload)  # loads them while the rest is looked at
-    settings = hyperparameters.parse(registry.hyperparameters_of(job.algorithm), job.hyperparameters, owner=job.algorithm)
+    settings: Any = hyperparameters.parse(registry.hyperparameters_of(job.algorithm), job.hyperparameters, owner=job.algorithm)
     _whole("max_restarts", job.max_restarts, 0)
     _whole("seed", job.seed, 0)
     if job.threads_per_worker is not None:

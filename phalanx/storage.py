@@ -101,19 +101,30 @@ def open_reader(url: str) -> BinaryIO:
         return cast(BinaryIO, fs.open(path, "rb"))
 
 
-def fetch(files: Sequence[File], folder: Path) -> list[File]:
-    """Return `files` as local ones: remote ones are copied into `folder`, local ones stay where they are."""
+def fetched(files: Sequence[File], folder: Path) -> list[File]:
+    """Return where `fetch` puts files: remote ones into `folder`, local ones stay where they are."""
     result = []
     for number, file in enumerate(files):
-        if is_local(file.url):
-            result.append(File(str(local_path(file.url)), file.size))
-            continue
-        target = folder / f"{number:05d}-{PurePosixPath(file.url.split('?')[0]).name}"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with open_reader(file.url) as source, target.open("wb") as sink, _translated(file.url):
-            shutil.copyfileobj(source, sink, _CHUNK)
-        result.append(File(str(target), target.stat().st_size))
+        name = PurePosixPath(file.url.split("?")[0]).name
+        result.append(File(str(local_path(file.url) if is_local(file.url) else folder / f"{number:05d}-{name}"), file.size))
     return result
+
+
+def fetch(files: Sequence[File], folder: Path) -> list[File]:
+    """Copy remote files into `folder`; return all as local ones.
+
+    Raises:
+        UserError: a file is not there any more.
+        PlatformError: a storage does not answer.
+    """
+    targets = fetched(files, folder)
+    for file, target in zip(files, targets, strict=True):
+        if not is_local(file.url):
+            path = Path(target.url)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open_reader(file.url) as source, path.open("wb") as sink, _translated(file.url):
+                shutil.copyfileobj(source, sink, _CHUNK)
+    return targets
 
 
 def fingerprint(files: Sequence[File]) -> str:

@@ -124,7 +124,7 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
     settings = hyperparameters.parse(cls.Hyperparameters, request.hyperparameters, owner=request.algorithm)
     algorithm: Algorithm = cls(settings)
     context.send({"kind": "phase", "phase": "Downloading"})
-    channels = open_channels(request, world, context.threads, getattr(settings, "feature_dim", None))
+    channels = open_channels(request, world, context, getattr(settings, "feature_dim", None))
     output_data = request.scratch / "output"
     output_data.mkdir(parents=True, exist_ok=True)
     context.send({"kind": "phase", "phase": "Training"})
@@ -148,7 +148,7 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
         together(world, "saving the model", lambda: save(request, algorithm, settings, world.rank))
 
 
-def open_channels(request: Request, world: Collective, threads: int, columns: int | str | None) -> dict[str, Shard]:
+def open_channels(request: Request, world: Collective, context: WorkerContext, columns: int | str | None) -> dict[str, Shard]:
     """Collective. Open every channel, `train` first: the others take its width."""
     index_base = registry.entry(request.algorithm).index_base
     width = columns if isinstance(columns, int) else None
@@ -161,10 +161,11 @@ def open_channels(request: Request, world: Collective, threads: int, columns: in
             size=world.size,
             seed=request.seed,
             gather=world.all_gather,
-            scratch=request.scratch / "data" / f"rank-{world.rank}",
+            scratch=request.scratch / "data",
             columns=width,
             index_base=index_base,
-            threads=threads,
+            threads=context.threads,
+            fetches=context.local_rank == 0,
         )
         width = shard.columns if width is None else width
     return channels

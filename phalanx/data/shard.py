@@ -38,6 +38,7 @@ def open_shard(
     columns: int | None,
     index_base: int,
     threads: int,
+    fetches: bool = True,
 ) -> FileShard:
     """Collective. Open a channel: list and fetch its files, index them (each rank its part), agree on rows and columns.
 
@@ -48,10 +49,11 @@ def open_shard(
         size: ranks of the world.
         seed: of the shuffled order.
         gather: `Collective.all_gather`.
-        scratch: folder of this rank for files that are fetched.
+        scratch: folder for files that are fetched, shared by the ranks of a machine.
         columns: width that the data must have; None: taken from the data.
         index_base: of libsvm files whose content type does not say.
         threads: for decoding.
+        fetches: whether this rank fetches for its machine.
 
     Raises:
         UserError: on every rank, the same: whatever is wrong with the channel on any of them.
@@ -64,6 +66,8 @@ def open_shard(
         )
         return opened[0].index_own(columns)
 
+    if channel.mode == "file":
+        _agree(name, gather, lambda: _fetch(channel, scratch / name) if fetches else None)
     try:
         metas = _agree(name, gather, prepare)
         places = gather(np.concatenate([np.empty(0, np.int64), *opened[0].own_places()]))
@@ -106,12 +110,12 @@ class FileShard:
         self._world = (rank, size)
         self._rank, self._size = (0, 1) if replicated else (rank, size)
         self._seed = seed
-        files = [file for url in channel.urls for file in storage.list_files(url)]
+        files = _files(channel)
         content = parse_content_type(channel.content_type) if channel.content_type else _common_type(files)
         self._options = _options(content, index_base, threads)
         self._format: Format = format_named(content.format)
-        fetched = files if self.streaming else storage.fetch(files, scratch / name)
-        self._sources = [Source(file, channel.compression) for file in fetched]
+        local = files if self.streaming else storage.fetched(files, scratch / name)
+        self._sources = [Source(file, channel.compression) for file in local]
         for source, file in zip(self._sources, files, strict=True):
             source.name = file.name  # errors name the file as the user gave it
         self._own: dict[int, RowIndex] = {}
@@ -374,6 +378,14 @@ def concatenate_features(pieces: Sequence[Features]) -> Features:
     indptr = np.concatenate([[0], *(p.indptr[1:] + end for p, end in zip(sparse, ends, strict=False))]).astype(np.int64)
     indices = np.concatenate([p.indices for p in sparse])
     return Csr(indptr, indices, np.concatenate([p.values for p in sparse]), max(p.columns for p in sparse))
+
+
+def _files(channel: Channel) -> list[storage.File]:
+    return [file for url in channel.urls for file in storage.list_files(url)]
+
+
+def _fetch(channel: Channel, folder: Path) -> None:
+    storage.fetch(_files(channel), folder)
 
 
 def _common_type(files: list[storage.File]) -> ContentType:

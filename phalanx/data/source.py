@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import tempfile
 import zlib
-from typing import BinaryIO, cast, final
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast, final
 
 from .. import storage
 from ..errors import UserError
@@ -12,43 +14,66 @@ from ..errors import UserError
 CHUNK = 4 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _HISTORY = 8 << 20
+_JUMPS = 4  # back, before a compressed file is unpacked to disk
+
+
+class _Stream(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+    def close(self) -> None: ...
 
 
 @final
 class Source:
-    """A file's bytes, decompressed.
+    """A file's bytes, decompressed; opened when it is first read.
 
     Reading forward goes at full speed. Going back is free in a plain file; in a compressed one it is so within the last 8 MiB
-    and starts over beyond.
+    and starts over beyond. A compressed file that is read here and there is unpacked to disk.
 
     Args:
         file: what to read.
         compression: "none", "gzip", "zstd", or None to find out from the first bytes.
+        name: what errors call it; default: its URL without credentials.
+        scratch: folder for unpacked copies; None: the system's.
+
+    Attributes:
+        decoder: what a format keeps for this file while it is open; dropped by `release`.
     """
 
-    def __init__(self, file: storage.File, compression: str | None = None) -> None:
-        self.name = file.name
+    def __init__(
+        self, file: storage.File, compression: str | None = None, *, name: str | None = None, scratch: Path | None = None
+    ) -> None:
+        self.name = file.name if name is None else name
+        self.decoder: Any = None
         self._file = file
-        self._raw = storage.open_reader(file.url)
-        self._compression = compression or self._detect()
-        self._stream: BinaryIO | None = None
+        self._scratch = scratch
+        self._compression = compression
+        self._raw: BinaryIO | None = None
+        self._stream: _Stream | None = None
+        self._spool: BinaryIO | None = None
+        self._jumps = 0
         self._buffer = bytearray()  # the last bytes decompressed
         self._buffer_start = 0
 
     @property
-    def plain(self) -> bool:
-        """Whether the bytes are those of the file."""
-        return self._compression == "none"
-
-    @property
     def raw(self) -> BinaryIO:
         """The file itself, for libraries that read a format of their own; seekable."""
+        if self._raw is None:
+            self._raw = storage.open_reader(self._file.url)
         return self._raw
 
     @property
-    def size(self) -> int | None:
-        """Bytes of a plain file; None for a compressed one."""
-        return self._file.size if self.plain else None
+    def scratch(self) -> Path | None:
+        """Folder for what is too large for memory."""
+        return self._scratch
+
+    @property
+    def compression(self) -> str:
+        """How the file is compressed; "none" where it is not."""
+        if self._compression is None:
+            self.raw.seek(0)
+            head = _read_all(self.raw, 4)
+            self._compression = "gzip" if head[:2] == _GZIP else "zstd" if head == _ZSTD else "none"
+        return self._compression
 
     def read(self, offset: int, size: int) -> bytes:
         """Return at most `size` bytes from `offset`; fewer only at the end.
@@ -56,32 +81,39 @@ class Source:
         Raises:
             UserError: the file is damaged.
         """
-        if self.plain:
-            self._raw.seek(offset)
-            return _read_all(self._raw, size)
+        if self.compression == "none":
+            self.raw.seek(offset)
+            return _read_all(self.raw, size)
+        if self._spool is not None:
+            self._spool.seek(offset)
+            return self._spool.read(size)
         try:
             return self._read_compressed(offset, size)
-        except (OSError, EOFError, zlib.error, _zstd_error()) as error:
-            raise UserError(f"{self.name} is damaged: not readable as {self._compression}: {error}") from None
+        except (OSError, EOFError, ValueError, zlib.error) as error:
+            raise UserError(f"{self.name} is damaged: it cannot be unpacked as {self.compression}: {error}") from None
 
-    def close(self) -> None:
-        """Give the file back."""
-        if self._stream is not None:
-            self._stream.close()
-        self._raw.close()
-
-    def _detect(self) -> str:
-        head = self._raw.read(4)
-        self._raw.seek(0)
-        return "gzip" if head[:2] == _GZIP else "zstd" if head == _ZSTD else "none"
+    def release(self) -> None:
+        """Give handles and memory back; the next read opens the file again."""
+        self.decoder = None
+        self._close_stream()
+        for handle in (self._raw, self._spool):
+            if handle is not None:
+                handle.close()
+        self._raw = self._spool = None
 
     def _read_compressed(self, offset: int, size: int) -> bytes:
-        if self._stream is None or offset < self._buffer_start:
+        if self._stream is None:
             self._restart()
-        stream = cast(BinaryIO, self._stream)
+        elif offset < self._buffer_start:
+            self._jumps += 1
+            self._restart()
+            if self._jumps > _JUMPS:
+                return self._read_unpacked(offset, size)
+        stream = cast(_Stream, self._stream)
         while self._buffer_start + len(self._buffer) < offset + size:
             data = stream.read(min(CHUNK, max(1 << 16, offset + size - self._buffer_start - len(self._buffer))))
             if not data:
+                self._jumps = 0  # a pass over the whole file is no jumping about
                 break
             self._buffer += data
             surplus = min(len(self._buffer) - _HISTORY, offset - self._buffer_start)
@@ -91,19 +123,37 @@ class Source:
         begin = offset - self._buffer_start
         return bytes(self._buffer[begin : begin + size])
 
+    def _read_unpacked(self, offset: int, size: int) -> bytes:
+        stream = cast(_Stream, self._stream)
+        spool = cast(BinaryIO, tempfile.TemporaryFile(dir=self._scratch))
+        try:
+            while data := stream.read(CHUNK):
+                spool.write(data)
+        except BaseException:
+            spool.close()
+            raise
+        self._close_stream()
+        self._spool = spool
+        spool.seek(offset)
+        return spool.read(size)
+
     def _restart(self) -> None:
+        self._close_stream()
+        if self._raw is not None:
+            self._raw.close()
+            self._raw = None
+        if self.compression == "gzip":
+            self._stream = cast(_Stream, gzip.GzipFile(fileobj=self.raw, mode="rb"))
+        else:
+            import pyarrow  # its reader, unlike others, notices a file that is cut short
+
+            self._stream = cast(_Stream, pyarrow.CompressedInputStream(self.raw, "zstd"))
+
+    def _close_stream(self) -> None:
         if self._stream is not None:
             self._stream.close()
-            self._raw = storage.open_reader(self._file.url)
+        self._stream = None
         self._buffer, self._buffer_start = bytearray(), 0
-        self._raw.seek(0)
-        if self._compression == "gzip":
-            self._stream = cast(BinaryIO, gzip.GzipFile(fileobj=self._raw, mode="rb"))
-        else:
-            import zstandard
-
-            reader = zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(self._raw, read_across_frames=True)
-            self._stream = cast(BinaryIO, reader)
 
 
 def _read_all(raw: BinaryIO, size: int) -> bytes:
@@ -117,9 +167,3 @@ def _read_all(raw: BinaryIO, size: int) -> bytes:
         parts.append(data)
         size -= len(data)
     return b"".join(parts)
-
-
-def _zstd_error() -> type[Exception]:
-    import zstandard
-
-    return cast(type[Exception], zstandard.ZstdError)

@@ -1,0 +1,74 @@
+"""What users see is changed on purpose only: names, options, hyperparameters."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+import phalanx
+from phalanx import registry
+
+
+def test_names() -> None:
+    assert phalanx.__all__ == [
+        "AlgorithmError", "Channel", "JobResult", "Model", "PhalanxError", "PlatformError", "Stopped", "TrainingJob", "UserError",
+        "__version__", "load",
+    ]  # fmt: skip
+    assert all(getattr(phalanx, name) is not None for name in phalanx.__all__)
+    with pytest.raises(AttributeError, match="Channel"):
+        _ = phalanx.Chanel  # type: ignore[attr-defined]
+
+
+def test_job_fields() -> None:
+    assert [f.name for f in fields(phalanx.TrainingJob)] == [
+        "algorithm", "inputs", "hyperparameters", "workers", "output", "name", "seed", "threads_per_worker", "launcher", "max_restarts",
+        "max_runtime_s", "environment",
+    ]  # fmt: skip
+    assert [f.name for f in fields(phalanx.Channel)] == ["url", "content_type", "spread", "mode", "compression"]
+
+
+def test_errors_and_their_exit_codes() -> None:
+    codes = {cls.kind: cls.exit_code for cls in (phalanx.UserError, phalanx.AlgorithmError, phalanx.PlatformError)}
+    assert codes == {"UserError": 2, "AlgorithmError": 1, "PlatformError": 75}
+    assert phalanx.Stopped().exit_code == 143
+
+
+def test_algorithms() -> None:
+    assert set(registry.ALGORITHMS) == {"kmeans", "xgboost"}
+    assert [f.name for f in fields(registry.hyperparameters_of("kmeans"))] == [
+        "k",
+        "feature_dim",
+        "epochs",
+        "extra_center_factor",
+        "half_life_time_size",
+        "init_method",
+        "local_lloyd_init_method",
+        "local_lloyd_max_iter",
+        "local_lloyd_num_trials",
+        "local_lloyd_tol",
+        "mini_batch_size",
+        "eval_metrics",
+    ]
+
+
+def test_commands_and_options() -> None:
+    code = (
+        "import json, typer; from phalanx.cli import app; g = typer.main.get_command(app)\n"
+        "print(json.dumps({n: sorted(o for p in c.params for o in p.opts if o.startswith('--')) for n, c in g.commands.items()}))"
+    )
+    shown = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert shown == {
+        "train": [
+            "--channel", "--content-type", "--debug", "--env", "--json", "--launcher", "--max-restarts", "--max-runtime", "--name",
+            "--output", "--seed", "--set", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
+        ],
+        "run": ["--debug", "--json", "--schema"],
+        "predict": ["--accept", "--content-type", "--debug", "--input", "--output"],
+        "algorithms": ["--json"],
+        "sample-data": [],
+        "env": ["--json"],
+    }  # fmt: skip
