@@ -294,10 +294,11 @@ def _table(headers: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(*headers, box=box.SIMPLE, show_header=any(headers))
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(cell) for cell in row))  # as they are: brackets are no markup
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 

@@ -19,6 +19,7 @@ EXIT_USER = 2
 EXIT_PLATFORM = 75  # EX_TEMPFAIL of sysexits.h: try again
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
+_MANY = 12  # more names than a person reads in an error
 
 
 class PhalanxError(Exception):
@@ -108,5 +109,7 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """Return the tail of an error about a wrong name: "did you mean 'x'?" where one is near, then what is allowed."""
     names = sorted(allowed)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close and len(names) > _MANY:
+        return f"did you mean '{close[0]}'?"
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}allowed: {', '.join(names)}"

@@ -72,7 +72,7 @@ def entry(name: str) -> Entry:
         found = known[name]
     missing = [module for module in found.needs if importlib.util.find_spec(module) is None]
     if missing:
-        raise UserError(f"the algorithm '{name}' needs {', '.join(missing)}: pip install 'phalanx[{found.extra}]'")
+        raise UserError(f"the algorithm '{name}' needs {', '.join(missing)}: pip install 'phalanx-train[{found.extra}]'")
     return found
 
 

@@ -294,7 +294,7 @@ def _filesystem(url: str) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = "s3" if protocol in ("s3", "s3a") else None
-        hint = f"pip install 'phalanx[{extra}]'" if extra else str(error)
+        hint = f"pip install 'phalanx-train[{extra}]'" if extra else str(error)
         raise UserError(f"{redact(url)}: support for {protocol}:// is not installed; {hint}") from None
     except ValueError as error:
         raise UserError(f"{redact(url)}: {error}") from None
