@@ -62,6 +62,7 @@ def load(artifact: str | Path) -> Model:
         if MODEL_CARD not in names:
             raise UserError(f"{storage.redact(url)} holds no {MODEL_CARD}: it is no artifact of Phalanx")
         card = _read_card(Path(folder) / MODEL_CARD, url)
+        _verify(Path(folder), card["files"], url)
         cls = registry.load(card["algorithm"])
         try:
             learned: Algorithm = cls.load(Path(folder))
@@ -108,9 +109,19 @@ def _read_card(path: Path, url: str) -> dict[str, Any]:
             raise UserError(
                 f"{storage.redact(url)} was written by a newer Phalanx (format {card['format']}); upgrade to read it"
             )
-        return {"algorithm": str(card["algorithm"]), "hyperparameters": dict(card["hyperparameters"])}
+        found = {"algorithm": str(card["algorithm"]), "hyperparameters": dict(card["hyperparameters"])}
+        return {**found, "files": dict(card["files"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{storage.redact(url)} is damaged: {MODEL_CARD}: {error}") from None
+
+
+def _verify(folder: Path, expected: Mapping[str, str], url: str) -> None:
+    """Check every file's hash before a library reads it: not every reader survives a flipped bit."""
+    found = storage.hashes(folder)
+    for name, digest in expected.items():
+        if found.get(name) != digest:
+            state = "is missing" if name not in found else "is not what was saved"
+            raise UserError(f"{storage.redact(url)} is damaged: {name} {state}; train again, or take another copy")
 
 
 def _as_features(requests: Any) -> Features:

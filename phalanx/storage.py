@@ -135,6 +135,15 @@ def fingerprint(files: Sequence[File]) -> str:
     return digest.hexdigest()[:16]
 
 
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below `folder`, by its relative path."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
 def claim_folder(url: str) -> None:
     """Make the folder `url`, which must not exist or must be empty.
 

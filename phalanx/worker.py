@@ -183,5 +183,6 @@ def save(request: Request, algorithm: Algorithm, settings: Any, rank: int) -> No
         "algorithm": request.algorithm,
         "hyperparameters": hyperparameters.to_json(settings),
         "seed": request.seed,
+        "files": storage.hashes(folder),
     }
     (folder / MODEL_CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
