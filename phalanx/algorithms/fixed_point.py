@@ -18,7 +18,7 @@ import numpy as np
 from ..contracts import Array
 
 
-def grid(largest: Array, addends: int) -> Array:
+def grid(largest: Array | float, addends: int) -> Array:
     """Return the anchors (float64, shape of `largest`) of grids on which sums are exact.
 
     Args:
@@ -27,10 +27,11 @@ def grid(largest: Array, addends: int) -> Array:
     """
     exponent = np.frexp(np.asarray(largest, dtype=np.float64))[1]
     bits = max(1, (addends - 1).bit_length())
-    return np.ldexp(1.5, exponent + bits)
+    anchors: Array = np.ldexp(1.5, exponent + bits)
+    return anchors
 
 
-def snap(values: Array, anchor: Array) -> Array:
+def snap(values: Array, anchor: Array | float) -> Array:
     """Return `values` in float64, each rounded to the grid of its anchor.
 
     In the anchor's binade float64 has the grid's spacing, so adding the anchor rounds, and taking it away is exact.

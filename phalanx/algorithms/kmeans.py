@@ -1,7 +1,9 @@
-"""Web-scale k-means: one pass over a stream keeps K = k·x centres, Lloyd's algorithm then reduces them to k.
+"""Web-scale k-means: a stream moves K = k·x centres, Lloyd's algorithm reduces them to k, some more batches polish these.
 
-After Sculley, "Web-scale k-means clustering" (2010), with batches in place of single rows. The model is the same, bit for
-bit, for every number of workers and threads: see `kernels.kmeans`.
+After Sculley, "Web-scale k-means clustering" (2010), with batches in place of single rows. Polishing is ours: the reduction
+moves each of the K centres as a whole, though it may straddle the border of two clusters.
+
+The model is the same, bit for bit, for every number of workers and threads: see `kernels.kmeans`.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 _CENTERS = "centers.npy"
 _SETTINGS = "kmeans.json"
 _EVALUATED = ("validation", "test")
-_AUTO_FACTOR = 10
-_AUTO_CENTERS_PER_ROW = 0.2  # a centre of the stream should stand for a few rows
-_AUTO_TRIALS = 10
-_AUTO_TRIAL_COST = 10**9
+_AUTO_CENTERS, _AUTO_FACTOR = 500, 4  # a few hundred centres describe the data well enough to find k good ones
+_AUTO_CENTERS_COST = 4 * 10**9  # multiplications of a pass: where rows are few, each may be a centre of its own
+_AUTO_TRIALS, _AUTO_TRIAL_COST = 10, 10**9
+_AUTO_POLISH_STEPS, _AUTO_POLISH_ROWS = 10, 300  # rows for each cluster
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class KMeansHyperparameters:
         "auto",
         low=1,
         tunable=(4, 10),
-        help="the stream keeps k times this many centres, which are reduced to k at the end; auto: 10, less for a large k or few rows",
+        help="the stream keeps k times this many centres, which are reduced to k at the end; "
+        "auto: 500 in all, at least 4 times k, up to every row where rows are few",
     )
     half_life_time_size: int = hyper(
         0, low=0, help="rows after which a row weighs half as much as a new one; 0: rows never lose weight"
@@ -62,7 +65,13 @@ class KMeansHyperparameters:
         1e-4, low=0, high=1, help="the final reduction ends when the loss improves by less than this share of it"
     )
     mini_batch_size: int = hyper(5000, low=1, tunable=(3000, 15000), help="rows of a step, over all workers")
-    eval_metrics: list[Literal["msd", "ssd"]] = hyper(
+    polish_steps: int | Literal["auto"] = hyper(
+        "auto",
+        low=0,
+        help="mini-batches, read once more, that move the k centres after the reduction; "
+        "auto: at least 10 and 300 rows a cluster, at most a pass; 0 with half_life_time_size",
+    )
+    eval_metrics: list[Literal["msd", "ssd"]] = hyper(  # noqa: RUF009
         ["msd"], help="mean (msd) and sum (ssd) of squared distances, reported for the test and validation channels"
     )
 
@@ -70,6 +79,15 @@ class KMeansHyperparameters:
         """Raise `UserError` where values do not fit together."""
         if not self.eval_metrics:
             raise UserError("eval_metrics is empty: it must name msd, ssd or both")
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """The steps of a job."""
+
+    per_epoch: int
+    stream_steps: int  # that move the K centres of the stream
+    steps: int  # in all: then come those that polish the k of the model
 
 
 @final
@@ -105,31 +123,28 @@ class KMeans:
 
         wanted = self.hyperparameters
         train = self._train_channel(session)
-        session.restore({"algorithm": self})
-        per_epoch = -(-train.rows // wanted.mini_batch_size)
-        steps = wanted.epochs * per_epoch
+        session.restore({"algorithm": self, "train": train})
+        plan = self._plan(train.rows)
         with Assigner(session.threads) as assigner:
-            parts = self._parts(NumericBatches(session.world, "train", train, assigner.largest), per_epoch)
+            batches = NumericBatches(session.world, "train", train, assigner.largest)
+            parts = self._parts(batches, plan)
             if self._stream is None:
-                parts, self._stream = streams.start(
-                    session.world,
-                    parts,
-                    self._stream_centers(train.rows),
-                    wanted.mini_batch_size,
-                    wanted.init_method,
-                    session.seed,
+                count = self._stream_centers(train.rows, train.columns or 1)
+                self._stream = streams.start(
+                    session.world, batches, count, wanted.mini_batch_size, wanted.init_method, session.seed
                 )
             for part in parts:
+                self._turn(session, assigner, plan)
                 error, rows = self._stream.step(
                     session.world, assigner, part, wanted.mini_batch_size, wanted.half_life_time_size
                 )
                 self._step += 1
                 metrics = {"train:msd": error}
-                if self._step == steps:
-                    metrics |= self._finish(session, assigner)
-                session.report(self._step, metrics, rows=rows, of=steps)
+                if self._step == plan.steps:
+                    metrics |= self._finish(session, assigner, plan)
+                session.report(self._step, metrics, rows=rows, of=plan.steps)
             if self.centers is None:
-                self._finish(session, assigner)
+                self._finish(session, assigner, plan)
 
     def predict(self, requests: Features) -> dict[str, Array]:
         """Return `closest_cluster` and `distance_to_cluster` (Euclidean) of every request, (N,) float32 each.
@@ -210,46 +225,68 @@ class KMeans:
             raise UserError(f"k={wanted.k} clusters need at least {wanted.k} rows; channel 'train' has {train.rows}")
         return train
 
-    def _stream_centers(self, rows: int) -> int:
+    def _plan(self, rows: int) -> _Plan:
+        wanted = self.hyperparameters
+        per_epoch = -(-rows // wanted.mini_batch_size)
+        polish = wanted.polish_steps
+        if polish == "auto":
+            enough = max(_AUTO_POLISH_STEPS, -(-_AUTO_POLISH_ROWS * wanted.k // wanted.mini_batch_size))
+            polish = enough if enough <= per_epoch else per_epoch * max(_AUTO_POLISH_STEPS // per_epoch, 1)
+            polish = 0 if wanted.half_life_time_size else polish  # old rows would come back at full weight
+        return _Plan(per_epoch, wanted.epochs * per_epoch, wanted.epochs * per_epoch + polish)
+
+    def _stream_centers(self, rows: int, columns: int) -> int:
         """Return K, how many centres the stream keeps."""
         k, factor, batch = (
             self.hyperparameters.k,
             self.hyperparameters.extra_center_factor,
             self.hyperparameters.mini_batch_size,
         )
-        if factor == "auto":
-            return max(k, min(k * _AUTO_FACTOR, batch, int(rows * _AUTO_CENTERS_PER_ROW)))
-        return min(k * factor, rows)
+        if factor != "auto":
+            return min(k * factor, rows)
+        affordable = _AUTO_CENTERS_COST // (rows * columns)
+        return max(k, min(max(_AUTO_CENTERS, _AUTO_FACTOR * k, affordable), batch, rows))
 
-    def _parts(self, batches: NumericBatches, per_epoch: int) -> Iterator[Part]:
+    def _parts(self, batches: NumericBatches, plan: _Plan) -> Iterator[Part]:
         """Collective. Yield this rank's parts of the batches that are still to be done."""
-        done = self._step
-        for epoch in range(done // per_epoch, self.hyperparameters.epochs):
-            for number, part in enumerate(batches.epoch(self.hyperparameters.mini_batch_size, epoch), epoch * per_epoch):
-                if number >= done:
+        rows, done = self.hyperparameters.mini_batch_size, self._step
+        for epoch in range(done // plan.per_epoch, -(-plan.steps // plan.per_epoch)):
+            for part in batches.epoch(rows, epoch):
+                number = epoch * plan.per_epoch + part[0].first_row // rows
+                if number >= done:  # the channel itself may have gone on from its place
                     yield part
+                if number + 1 == plan.steps:
+                    return
 
-    def _finish(self, session: Session, assigner: Assigner) -> dict[str, float]:
-        """Collective. Reduce the stream's centres to the model's and return its metrics on the other channels."""
+    def _turn(self, session: Session, assigner: Assigner, plan: _Plan) -> None:
+        """Collective. Between two steps: reduce the stream's centres to k when it has ended, begin a polishing pass."""
         from .kernels.lloyd import Reduction
-        from .kernels.stream import evaluate, reduce_stream
+        from .kernels.stream import reduce_stream
 
-        wanted = self.hyperparameters
+        wanted, stream = self.hyperparameters, self._stream
+        if stream is None or self._step < plan.stream_steps or (self._step - plan.stream_steps) % plan.per_epoch:
+            return
+        if self._step == plan.stream_steps:
+            reduction = Reduction(
+                wanted.k, wanted.local_lloyd_init_method, wanted.local_lloyd_max_iter, wanted.local_lloyd_tol, session.seed
+            )
+            cost = stream.centers.size * wanted.k  # multiplications of an iteration
+            auto = int(min(max(_AUTO_TRIAL_COST // cost, 1), _AUTO_TRIALS))
+            trials = auto if wanted.local_lloyd_num_trials == "auto" else wanted.local_lloyd_num_trials
+            stream = self._stream = reduce_stream(session.world, assigner, stream, reduction, trials)
+        stream.forget()
+
+    def _finish(self, session: Session, assigner: Assigner, plan: _Plan) -> dict[str, float]:
+        """Collective. Take the model from the stream and return its metrics on the other channels."""
+        from .kernels.stream import evaluate
+
+        if self._step == plan.stream_steps:
+            self._turn(session, assigner, plan)
         assert self._stream is not None
-        reduction = Reduction(
-            wanted.k, wanted.local_lloyd_init_method, wanted.local_lloyd_max_iter, wanted.local_lloyd_tol, session.seed
-        )
-        self.centers = reduce_stream(session.world, assigner, self._stream, reduction, self._trials())
-        metrics = {}
+        self.centers = self._stream.centers.astype(np.float32)
+        metrics: dict[str, float] = {}
         for name in [name for name in _EVALUATED if name in session.channels]:
-            values = evaluate(session.world, assigner, name, session.channels[name], self.centers, wanted.mini_batch_size)
-            metrics |= {f"{name}:{metric}": values[metric] for metric in wanted.eval_metrics}
+            rows = self.hyperparameters.mini_batch_size
+            values = evaluate(session.world, assigner, name, session.channels[name], self.centers, rows)
+            metrics |= {f"{name}:{metric}": values[metric] for metric in self.hyperparameters.eval_metrics}
         return metrics
-
-    def _trials(self) -> int:
-        """Return how many starts the final reduction tries."""
-        if self.hyperparameters.local_lloyd_num_trials != "auto":
-            return self.hyperparameters.local_lloyd_num_trials
-        assert self._stream is not None
-        cost = self._stream.centers.size * self.hyperparameters.k  # multiplications of an iteration
-        return int(min(max(_AUTO_TRIAL_COST // cost, 1), _AUTO_TRIALS))

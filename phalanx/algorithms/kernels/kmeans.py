@@ -3,14 +3,14 @@
 Nothing here depends on who computes a row or in which company. The matrix product, whose rounding may differ with its shape,
 its threads and the CPU, only narrows the choice: centres whose scores lie within its rigorous error bound are compared again
 by `squared_distance`, whose operations have a fixed order. Sums add numbers that lie on a common grid
-(`phalanx.algorithms.fixed_point`), which is exact in any order. So neither may have a fast-math flag that reorders or contracts.
+(`phalanx.algorithms.fixed_point`), which is exact in any order. So neither may have a fast-math flag that reorders.
 
 The kernels have explicit signatures: they are compiled, or loaded from numba's cache, when this module is imported.
 
 Legend of shapes: M rows, D columns, K centres.
 """
 
-# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+# mypy: disable-error-code="no-untyped-def, untyped-decorator, assignment"
 
 from __future__ import annotations
 

@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from types import TracebackType
 from typing import Self, TypeVar, final
 
 import numpy as np
 
 from ...contracts import Array, Csr
+from ..fixed_point import snap
 from . import kmeans as loops
 from .blas import single_threaded_blas
 
@@ -112,7 +114,8 @@ class Assigner:
             return largest
 
         found = self.each([slice(start, stop) for start, stop in _split(len(rows), self.threads)], of_part)
-        return np.max(found, axis=0).view(np.float32)
+        magnitudes: Array = np.max(found, axis=0).view(np.float32)
+        return magnitudes
 
     def assign(self, rows: Array | Csr, centers: Centers) -> tuple[Array, Array]:
         """Return the nearest centre of each row (N,) int32, the first of equals, and the squared distance (N,) float64."""
@@ -128,7 +131,7 @@ class Assigner:
         total = sums[0]
         for other in sums[1:]:
             total.flat += other.flat
-        total.flat[-1] = ((distances + anchors[-1]) - anchors[-1]).sum()
+        total.flat[-1] = snap(distances, anchors[-1]).sum()
         return labels, distances, total
 
     def each(self, items: Sequence[S], work: Callable[[S], T]) -> list[T]:
@@ -196,7 +199,7 @@ def _products(rows: Array | Csr, part: slice, centers: Centers) -> Iterator[tupl
 def _split(rows: int, parts: int) -> Iterator[tuple[int, int]]:
     """Yield `parts` runs of about equal length, at least one; empty ones are left out."""
     edges = [rows * part // parts for part in range(parts + 1)]
-    runs = [(a, b) for a, b in zip(edges[:-1], edges[1:], strict=True) if a < b]
+    runs = [(a, b) for a, b in pairwise(edges) if a < b]
     yield from runs or [(0, 0)]
 
 

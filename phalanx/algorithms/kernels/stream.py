@@ -5,7 +5,6 @@ Legend of shapes: N rows of this rank's part of a batch, D columns, K centres of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import islice
 from typing import final
 
@@ -61,6 +60,10 @@ class Stream:
         self._revive(world, batch.first_row, rows, distances)
         return float(sums.flat[-1]) / max(count, 1), count
 
+    def forget(self) -> None:
+        """Let every centre weigh no more than one row: the next batches make it anew."""
+        self.weights = np.minimum(self.weights, 1.0)
+
     def _revive(self, world: Collective, first_row: int, rows: Array | Csr, distances: Array) -> None:
         """Collective. Put centres that never got a row (duplicates of others) where the batch's farthest rows are."""
         dead = np.flatnonzero(self.weights == 0)
@@ -79,20 +82,18 @@ class Stream:
         self.weights[dead[: len(picked)]] = 1
 
 
-def start(
-    world: Collective, parts: Iterator[Part], count: int, batch_rows: int, init: Init, seed: int
-) -> tuple[Iterator[Part], Stream]:
-    """Collective. Return a stream whose `count` centres are rows of the first batches, and all batches, those included.
+def start(world: Collective, batches: NumericBatches, count: int, batch_rows: int, init: Init, seed: int) -> Stream:
+    """Collective. Return a stream whose `count` centres are rows of the first batches.
 
     Args:
         world: the ranks.
-        parts: of all batches, with at least `count` rows over all ranks.
+        batches: of the channel, with at least `count` rows over all ranks.
         count: K.
         batch_rows: of a batch, over all ranks.
         init: random: rows by a hash of their number; kmeans++: far apart, among all rows of those batches.
         seed: of the job.
     """
-    first = list(islice(parts, -(-count // batch_rows)))  # no larger than the centres and a batch
+    first = list(islice(batches.epoch(batch_rows, 0), -(-count // batch_rows)))  # no larger than the centres and a batch
     hashes = np.concatenate([row_hashes(seed, batch.first_row + np.arange(len(batch))) for batch, _, _ in first])
     vectors = np.concatenate([dense_rows(rows, 0, len(batch)) for batch, rows, _ in first])
     if init == "random":
@@ -102,30 +103,23 @@ def start(
         generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), 2**32]))
         chosen = choose(candidates, np.ones(len(candidates)), count, init, generator) if world.rank == 0 else None
         centers = candidates[world.broadcast(chosen)]
-    return _held_then(first, parts), Stream(centers, np.zeros(len(centers)))
+    return Stream(centers, np.zeros(len(centers)))
 
 
-def _held_then(held: list[Part], others: Iterator[Part]) -> Iterator[Part]:
-    """Yield the held batches, letting go of each, then the others."""
-    held.reverse()
-    while held:
-        yield held.pop()
-    yield from others
-
-
-def reduce_stream(world: Collective, assigner: Assigner, stream: Stream, reduction: Reduction, trials: int) -> Array:
-    """Collective. Return the k centres (k, D) float32 of the best of `trials`, which ranks and threads share out."""
+def reduce_stream(world: Collective, assigner: Assigner, stream: Stream, reduction: Reduction, trials: int) -> Stream:
+    """Collective. Return the k centres of the best of `trials`, which ranks and threads share out."""
     alive = stream.weights > 0
     points, weights = stream.centers[alive].astype(np.float32), stream.weights[alive]
-    if len(points) <= reduction.k:
-        return points[np.arange(reduction.k) % len(points)]
+    k, count = reduction.k, len(points)
+    if count <= k:  # where they repeat, one of equals weighs nothing
+        return Stream(points[np.arange(k) % count], np.where(np.arange(k) < count, 1.0, 0.0))
     mine = range(world.rank, trials, world.size)
     found = assigner.each(mine, lambda number: (*trial(points, weights, reduction, number), number))
-    best = min(found, key=lambda result: (result[0], result[2]), default=None)
-    errors = world.all_gather(None if best is None else [best[0], best[2]])
-    winner = min((r for r, error in enumerate(errors) if error is not None), key=lambda r: errors[r])
-    centers: Array = world.broadcast(None if best is None else best[1], root=winner)
-    return centers
+    found.append((np.inf, np.zeros((0, 0), np.float32), trials))  # of a rank without trials
+    error, centers, number = min(found, key=lambda result: (result[0], result[2]))
+    offers = world.all_gather([error, number])
+    centers = world.broadcast(centers, root=min(range(world.size), key=lambda rank: offers[rank]))
+    return Stream(centers, np.ones(k))
 
 
 def evaluate(
@@ -139,7 +133,7 @@ def evaluate(
     if shard.columns != centers.shape[1]:
         raise UserError(f"channel '{name}' has {shard.columns} features where channel 'train' has {centers.shape[1]}")
     prepared = Centers(centers)
-    rows_of_all, sum_of_all, sum_of_first = 0, 0.0, 0.0
+    rows_of_all, sum_of_all, sum_of_first = 0.0, 0.0, 0.0
     for batch, rows, largest in NumericBatches(world, name, shard, assigner.largest).epoch(batch_rows, 0):
         _, distances = assigner.assign(rows, prepared)
         part_sum = float(snap(distances, grid(prepared.farthest(largest), batch_rows)).sum())
