@@ -28,7 +28,7 @@ from .trainer.session import WorkerSession
 
 MODEL_CARD = "phalanx.json"
 MODEL_FORMAT = 1
-JOIN_SECONDS = 60.0
+COLLECTIVE_SECONDS = 1800.0  # a peer that died is noticed at once; this ends the wait for one that hangs
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def open_world(context: WorkerContext) -> Collective:
     if place is None:
         raise UserError("RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not set: a worker is started by a launcher")
     return TorchCollective.open(
-        place.rank, place.size, place.master_addr, place.master_port, store_fd=context.store_fd, timeout_s=JOIN_SECONDS
+        place.rank, place.size, place.master_addr, place.master_port, store_fd=context.store_fd, timeout_s=COLLECTIVE_SECONDS
     )
 
 
