@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _CENTERS = "centers.npy"
 _SETTINGS = "kmeans.json"
 _EVALUATED = ("validation", "test")
-_AUTO_CENTERS, _AUTO_FACTOR = 500, 4  # a few hundred centres describe the data well enough to find k good ones
-_AUTO_CENTERS_COST = 4 * 10**9  # multiplications of a pass: where rows are few, each may be a centre of its own
+_AUTO_CENTERS, _AUTO_FACTOR = 250, 3  # a few hundred centres describe the data well enough to find k good ones
+_AUTO_DIRECT_NUMBERS = 1 << 22  # in a channel of one batch: so few that every row is reduced directly
 _AUTO_TRIALS, _AUTO_TRIAL_COST = 10, 10**9
 _AUTO_POLISH_STEPS, _AUTO_POLISH_ROWS = 10, 300  # rows for each cluster
 
@@ -46,7 +46,7 @@ class KMeansHyperparameters:
         low=1,
         tunable=(4, 10),
         help="the stream keeps k times this many centres, which are reduced to k at the end; "
-        "auto: 500 in all, at least 4 times k, up to every row where rows are few",
+        "auto: 250 in all, at least 3 times k; a channel of one batch is reduced directly",
     )
     half_life_time_size: int = hyper(
         0, low=0, help="rows after which a row weighs half as much as a new one; 0: rows never lose weight"
@@ -85,6 +85,7 @@ class KMeansHyperparameters:
 class _Plan:
     """The steps of a job."""
 
+    centers: int  # K, that the stream keeps
     per_epoch: int
     stream_steps: int  # that move the K centres of the stream
     steps: int  # in all: then come those that polish the k of the model
@@ -124,14 +125,13 @@ class KMeans:
         wanted = self.hyperparameters
         train = self._train_channel(session)
         session.restore({"algorithm": self, "train": train})
-        plan = self._plan(train.rows)
+        plan = self._plan(train.rows, train.columns or 1)
         with Assigner(session.threads) as assigner:
             batches = NumericBatches(session.world, "train", train, assigner.largest)
             parts = self._parts(batches, plan)
             if self._stream is None:
-                count = self._stream_centers(train.rows, train.columns or 1)
                 self._stream = streams.start(
-                    session.world, batches, count, wanted.mini_batch_size, wanted.init_method, session.seed
+                    session.world, batches, plan.centers, wanted.mini_batch_size, wanted.init_method, session.seed
                 )
             for part in parts:
                 self._turn(session, assigner, plan)
@@ -154,7 +154,8 @@ class KMeans:
         """
         from .kernels.nearest import Assigner, Centers
 
-        rows = numbers(requests, "kmeans")
+        trained = self._trained()
+        rows = numbers(requests, "the request")
         width = width_of(rows)
         if width != self.columns:
             raise UserError(f"the requests have {width} features; this k-means model was trained on {self.columns}")
@@ -162,7 +163,7 @@ class KMeans:
         if not np.isfinite(assigner.largest(rows)).all():
             row, column, value = first_not_finite(rows)
             raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be assigned")
-        labels, distances = assigner.assign(rows, Centers(self._trained()))
+        labels, distances = assigner.assign(rows, Centers(trained))
         return {
             "closest_cluster": labels.astype(np.float32),
             "distance_to_cluster": np.sqrt(distances).astype(np.float32),
@@ -225,27 +226,21 @@ class KMeans:
             raise UserError(f"k={wanted.k} clusters need at least {wanted.k} rows; channel 'train' has {train.rows}")
         return train
 
-    def _plan(self, rows: int) -> _Plan:
-        wanted = self.hyperparameters
-        per_epoch = -(-rows // wanted.mini_batch_size)
+    def _plan(self, rows: int, columns: int) -> _Plan:
+        wanted, batch = self.hyperparameters, self.hyperparameters.mini_batch_size
+        per_epoch = -(-rows // batch)
         polish = wanted.polish_steps
         if polish == "auto":
-            enough = max(_AUTO_POLISH_STEPS, -(-_AUTO_POLISH_ROWS * wanted.k // wanted.mini_batch_size))
+            enough = max(_AUTO_POLISH_STEPS, -(-_AUTO_POLISH_ROWS * wanted.k // batch))
             polish = enough if enough <= per_epoch else per_epoch * max(_AUTO_POLISH_STEPS // per_epoch, 1)
             polish = 0 if wanted.half_life_time_size else polish  # old rows would come back at full weight
-        return _Plan(per_epoch, wanted.epochs * per_epoch, wanted.epochs * per_epoch + polish)
-
-    def _stream_centers(self, rows: int, columns: int) -> int:
-        """Return K, how many centres the stream keeps."""
-        k, factor, batch = (
-            self.hyperparameters.k,
-            self.hyperparameters.extra_center_factor,
-            self.hyperparameters.mini_batch_size,
-        )
-        if factor != "auto":
-            return min(k * factor, rows)
-        affordable = _AUTO_CENTERS_COST // (rows * columns)
-        return max(k, min(max(_AUTO_CENTERS, _AUTO_FACTOR * k, affordable), batch, rows))
+        steps = wanted.epochs * per_epoch + polish
+        if wanted.extra_center_factor != "auto":
+            return _Plan(min(wanted.k * wanted.extra_center_factor, rows), per_epoch, steps - polish, steps)
+        if polish and per_epoch == 1 and rows * columns <= _AUTO_DIRECT_NUMBERS:
+            return _Plan(rows, per_epoch, 0, steps)  # every row is a centre: there is nothing to stream
+        centers = max(wanted.k, min(max(_AUTO_CENTERS, _AUTO_FACTOR * wanted.k), batch // 4, rows))
+        return _Plan(centers, per_epoch, steps - polish, steps)
 
     def _parts(self, batches: NumericBatches, plan: _Plan) -> Iterator[Part]:
         """Collective. Yield this rank's parts of the batches that are still to be done."""

@@ -30,16 +30,22 @@ class NumericBatches:
         name: of the channel, for error texts.
         shard: the channel.
         largest: returns the largest magnitude of each column (D,), not finite where a value is not.
+        weights: whether rows may have weights.
     """
 
-    def __init__(self, world: Collective, name: str, shard: Shard, largest: Callable[[Array | Csr], Array]) -> None:
+    def __init__(
+        self, world: Collective, name: str, shard: Shard, largest: Callable[[Array | Csr], Array], *, weights: bool = False
+    ) -> None:
         self._world = world
         self._name = name
         self._shard = shard
         self._largest = largest
+        self._weights = weights
 
-    def epoch(self, rows: int, epoch: int) -> Iterator[tuple[Batch, Array | Csr, Array]]:
+    def epoch(self, rows: int, epoch: int, *, shuffle: bool = False) -> Iterator[tuple[Batch, Array | Csr, Array]]:
         """Collective. Yield this rank's part of every global batch, its features, and the largest magnitudes over all ranks.
+
+        In a shuffled order numbers that are not finite are let through, for there they cannot be located.
 
         Raises:
             UserError: on every rank, when a rank meets rows that cannot be read or numbers that are not finite.
@@ -51,10 +57,10 @@ class NumericBatches:
             batch: Batch | None = None
             largest = np.zeros(columns + 1)
             try:
-                batches = batches or self._shard.batches(rows, epoch=epoch)
+                batches = batches or self._shard.batches(rows, epoch=epoch, shuffle=shuffle)
                 batch = next(batches, None)
                 if batch is not None:
-                    largest[:-1] = self._checked(batch, columns)
+                    largest[:-1] = self._checked(batch, columns, locatable=not shuffle)
             except Exception as problem:
                 error = problem
                 largest[-1] = 1
@@ -65,13 +71,15 @@ class NumericBatches:
                 return
             yield batch, numbers(batch.features, f"channel '{self._name}'"), largest[:-1]
 
-    def _checked(self, batch: Batch, columns: int) -> Array:
+    def _checked(self, batch: Batch, columns: int, *, locatable: bool) -> Array:
         features = numbers(batch.features, f"channel '{self._name}'")
         width = width_of(features)
+        if batch.weight is not None and not self._weights:
+            raise UserError(f"channel '{self._name}' has row weights, which this algorithm does not take; leave them out")
         if width != columns:
             raise UserError(f"channel '{self._name}' has {width} columns where {columns} are expected")
         largest = self._largest(features)
-        if not np.isfinite(largest).all():
+        if locatable and not np.isfinite(largest).all():
             row, column, value = first_not_finite(features)
             number = batch.first_row + row
             place = self._shard.where(number) if isinstance(self._shard, Locating) else f"row {number + 1}"

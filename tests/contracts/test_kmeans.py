@@ -22,5 +22,5 @@ class TestKMeans(AlgorithmChecks):
         return {"train": Rows(digits[:1200]), "validation": Rows(digits[1200:1500]), "test": Rows(digits[1500:])}
 
     def check_quality(self, metrics: Mapping[str, float]) -> None:
-        assert metrics["test:msd"] < 760  # scikit-learn: KMeans 716 to 744, MiniBatchKMeans 716 to 760
+        assert metrics["test:msd"] < 756  # scikit-learn over ten seeds: KMeans 726 to 746, MiniBatchKMeans 716 to 756
         assert metrics["test:ssd"] / metrics["test:msd"] == 297

@@ -96,9 +96,9 @@ def nearest(rows, norms, products, centers, half_squares, largest_norm, largest_
         distances: (M,) written.
     """
     count = centers.shape[0]
-    terms = rows.shape[1] + 16.0  # of the product, of shifting, of the score and its limit
+    terms = 1.1 * rows.shape[1] + 16.0  # roundings: of the product, of shifting, of the score and its limit
     for i in range(rows.shape[0]):
-        scale = np.float64(norms[i]) * 1.001 * largest_norm
+        scale = np.float64(norms[i]) * (1.001 + _ROUNDING * terms) * largest_norm
         best = np.int64(-1)
         limit = np.float32(np.inf)
         if scale < _TOO_LARGE and largest_half < _TOO_LARGE:
@@ -169,32 +169,43 @@ def _rough_squared_distance(a, b):
     return total
 
 
-@njit("void(f4[:, ::1], f8[::1], f8[::1], i8[::1])", nogil=True, cache=True)
+@njit("void(f4[:, ::1], f8[::1], f8[:, ::1], i8[::1])", nogil=True, cache=True)
 def plus_plus(points, weights, draws, chosen):
-    """Choose rows of `points` (M, D) by k-means++ (Arthur and Vassilvitskii, 2007): the next with odds weight · distance².
+    """Choose rows of `points` (M, D) by greedy k-means++ (Arthur and Vassilvitskii, 2007).
 
-    Distances are rough, so this must run on one rank for all.
+    Candidates are drawn with odds weight · squared distance to the nearest chosen row; the one that leaves the least cost is
+    chosen. Distances are rough, so this must run on one rank for all.
 
     Args:
         points: (M, D) to choose from.
         weights: (M,) at least one above 0.
-        draws: (K,) uniform in [0, 1).
-        chosen: (K,) row numbers, written. Points run out when there are fewer distinct ones than K: then some repeat.
+        draws: (K, L) uniform in [0, 1): L candidates for each choice; the first choice has one.
+        chosen: (K,) row numbers, written. Some repeat where there are fewer distinct points than K.
     """
     count = points.shape[0]
     closest = np.ones(count, dtype=np.float64)  # squared distance to the nearest chosen; equal before there is one
     odds = np.empty(count, dtype=np.float64)
+    trial = np.empty(count, dtype=np.float64)
+    best = np.empty(count, dtype=np.float64)
     for c in range(chosen.shape[0]):
         total = 0.0
         for i in range(count):
             total += weights[i] * closest[i]
             odds[i] = total
-        if total > 0.0 and np.isfinite(total):
-            pick = min(np.searchsorted(odds, draws[c] * total, side="right"), count - 1)
-        else:
-            pick = min(np.int64(draws[c] * count), count - 1)
-        chosen[c] = pick
-        for i in range(count):
-            distance = np.float64(_rough_squared_distance(points[i], points[pick]))
-            if c == 0 or distance < closest[i]:
-                closest[i] = distance
+        least = np.inf
+        for candidate in range(draws.shape[1] if c > 0 else 1):
+            draw = draws[c, candidate]
+            if total > 0.0 and np.isfinite(total):
+                pick = min(np.searchsorted(odds, draw * total, side="right"), count - 1)
+            else:
+                pick = min(np.int64(draw * count), count - 1)
+            cost = 0.0
+            for i in range(count):
+                distance = np.float64(_rough_squared_distance(points[i], points[pick]))
+                trial[i] = distance if c == 0 or distance < closest[i] else closest[i]
+                cost += weights[i] * trial[i]
+            if candidate == 0 or cost < least:
+                least = cost
+                chosen[c] = pick
+                trial, best = best, trial
+        closest, best = best, closest

@@ -29,7 +29,7 @@ def choose(points: Array, weights: Array, k: int, init: Init, generator: np.rand
     """Return the row numbers of k starting centres among weighted points; some repeat where distinct points run out."""
     if init == "kmeans++":
         chosen = np.empty(k, dtype=np.int64)
-        loops.plus_plus(points, weights, generator.random(k), chosen)
+        loops.plus_plus(points, weights, generator.random((k, 2 + int(np.log(k)))), chosen)
         return chosen
     return generator.permutation(len(points))[np.arange(k) % len(points)]
 

@@ -5,7 +5,6 @@ Legend of shapes: N rows of this rank's part of a batch, D columns, K centres of
 
 from __future__ import annotations
 
-from itertools import islice
 from typing import final
 
 import numpy as np
@@ -14,7 +13,6 @@ from ...contracts import Array, Batch, Collective, Csr, Shard
 from ...errors import UserError
 from ..fixed_point import grid, snap
 from ..reading import NumericBatches
-from ..sampling import row_hashes, sample_rows
 from . import kmeans as loops
 from .lloyd import Init, Reduction, choose, trial
 from .nearest import Assigner, Centers, dense_rows
@@ -65,45 +63,54 @@ class Stream:
         self.weights = np.minimum(self.weights, 1.0)
 
     def _revive(self, world: Collective, first_row: int, rows: Array | Csr, distances: Array) -> None:
-        """Collective. Put centres that never got a row (duplicates of others) where the batch's farthest rows are."""
-        dead = np.flatnonzero(self.weights == 0)
-        if len(dead) == 0:
+        """Collective. Put idle centres (that repeated others) where the batch's farthest rows are."""
+        idle = np.flatnonzero(self.weights == 0)
+        if len(idle) == 0:
             return
-        own = np.argsort(-distances, kind="stable")[: len(dead)]
+        most = 4 * len(idle) + 64  # some rows will be equal
+        own = np.argsort(-distances, kind="stable")[:most]
         own = own[distances[own] > 0]
+        mine = np.concatenate([np.zeros((0, self.centers.shape[1]), np.float32), *(dense_rows(rows, i, i + 1) for i in own)])
         numbers = np.concatenate(world.all_gather(first_row + own.astype(np.int64)))
         lengths = np.concatenate(world.all_gather(distances[own]))
-        mine = np.concatenate([np.zeros((0, self.centers.shape[1]), np.float32), *(dense_rows(rows, i, i + 1) for i in own)])
         vectors = np.concatenate(world.all_gather(mine))
-        order = np.lexsort((numbers, -lengths))
-        _, first = np.unique(vectors[order], axis=0, return_index=True)
-        picked = order[np.sort(first)][: len(dead)]
-        self.centers[dead[: len(picked)]] = vectors[picked]
-        self.weights[dead[: len(picked)]] = 1
+        order = np.lexsort((numbers, -lengths))[:most]
+        picked = order[_first_of_equals(vectors[order])][: len(idle)]
+        self.centers[idle[: len(picked)]] = vectors[picked]
+        self.weights[idle[: len(picked)]] = 1
 
 
 def start(world: Collective, batches: NumericBatches, count: int, batch_rows: int, init: Init, seed: int) -> Stream:
-    """Collective. Return a stream whose `count` centres are rows of the first batches.
+    """Collective. Return a stream whose `count` centres are rows from all over the channel, which may be sorted.
 
     Args:
         world: the ranks.
         batches: of the channel, with at least `count` rows over all ranks.
         count: K.
         batch_rows: of a batch, over all ranks.
-        init: random: rows by a hash of their number; kmeans++: far apart, among all rows of those batches.
+        init: random: the first rows of a shuffled order; kmeans++: rows far apart among a batch or more of these.
         seed: of the job.
     """
-    first = list(islice(batches.epoch(batch_rows, 0), -(-count // batch_rows)))  # no larger than the centres and a batch
-    hashes = np.concatenate([row_hashes(seed, batch.first_row + np.arange(len(batch))) for batch, _, _ in first])
-    vectors = np.concatenate([dense_rows(rows, 0, len(batch)) for batch, rows, _ in first])
-    if init == "random":
-        centers = sample_rows(world, hashes, vectors, count)
-    else:
-        candidates = sample_rows(world, hashes, vectors, len(first) * batch_rows)
+    sample = count if init == "random" else max(count, batch_rows)
+    batch, rows, largest = next(batches.epoch(sample, 0, shuffle=True))
+    if not np.isfinite(largest).all():
+        for _ in batches.epoch(batch_rows, 0):
+            pass  # in order of rows the bad one is found, and named
+    vectors = np.concatenate(world.all_gather(dense_rows(rows, 0, len(batch))))
+    if init == "kmeans++":
         generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), 2**32]))
-        chosen = choose(candidates, np.ones(len(candidates)), count, init, generator) if world.rank == 0 else None
-        centers = candidates[world.broadcast(chosen)]
-    return Stream(centers, np.zeros(len(centers)))
+        chosen = choose(vectors, np.ones(len(vectors)), count, init, generator) if world.rank == 0 else np.zeros(0, np.int64)
+        vectors = vectors[world.broadcast(chosen)]
+    centers = vectors[:count]
+    weights = np.zeros(len(centers))
+    weights[_first_of_equals(centers)] = 1
+    return Stream(centers, weights)
+
+
+def _first_of_equals(rows: Array) -> Array:
+    """Return the numbers of the rows that equal no earlier one, ascending."""
+    first: Array = np.sort(np.unique(rows, axis=0, return_index=True)[1])
+    return first
 
 
 def reduce_stream(world: Collective, assigner: Assigner, stream: Stream, reduction: Reduction, trials: int) -> Stream:

@@ -1,0 +1,306 @@
+"""K-means on data of every shape and size, and what it says when data cannot be clustered."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from phalanx.algorithms.kmeans import KMeans, KMeansHyperparameters
+from phalanx.contracts import Array, Collective, Csr, Records
+from phalanx.errors import AlgorithmError, UserError
+from phalanx.hyperparameters import parse
+from phalanx.parallel.threads import run_threads
+from phalanx.testing.algorithm_checks import model_files, to_csr
+from phalanx.testing.sessions import Circumstances, MemorySession, Rows, Trained, attempt_in_threads, train_in_threads
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "kmeans-digits.json"
+
+
+def make(**given: Any) -> KMeans:
+    return KMeans(parse(KMeansHyperparameters, given, owner="kmeans"))
+
+
+def train(folder: Path, rows: Rows | Array, how: Circumstances | None = None, **given: Any) -> list[Trained]:
+    channels = {"train": rows if isinstance(rows, Rows) else Rows(rows)}
+    return train_in_threads(lambda: make(**given), channels, folder, how or Circumstances())
+
+
+def centers(trained: list[Trained]) -> Array:
+    algorithm = trained[0].algorithm
+    assert isinstance(algorithm, KMeans)
+    assert algorithm.centers is not None
+    return algorithm.centers
+
+
+def blobs(rows: int, columns: int, count: int, *, spread: float = 0.1, seed: int = 0) -> tuple[Array, Array]:
+    """Return rows around `count` corners, and the corners."""
+    generator = np.random.default_rng(seed)
+    corners = generator.normal(size=(count, columns)) * 10
+    return corners[generator.integers(count, size=rows)] + generator.normal(size=(rows, columns)) * spread, corners
+
+
+def msd(model: KMeans, rows: Array) -> float:
+    return float((model.predict(rows.astype(np.float32))["distance_to_cluster"].astype(np.float64) ** 2).mean())
+
+
+def spread_of(trained: list[Trained], rows: Array) -> float:
+    """Return the mean squared distance of rows to the nearest centre, by a second road."""
+    found = centers(trained).astype(np.float64)
+    return float(((rows[:, None, :] - found[None]) ** 2).sum(axis=2).min(axis=1).mean())
+
+
+@pytest.mark.parametrize("columns", [1, 2, 9, 300])
+def test_clusters_are_found(tmp_path: Path, columns: int) -> None:
+    rows, corners = blobs(3000, columns, 4)
+    trained = train(tmp_path, rows, k=4, mini_batch_size=500)
+    assert spread_of(trained, rows) < 0.0102 * columns
+    assert spread_of(trained, corners) < 0.01 * columns
+
+
+def test_rows_sorted_by_cluster_are_clustered(tmp_path: Path) -> None:
+    rows, _ = blobs(20_000, 8, 5)
+    rows = rows[np.argsort(rows[:, 0].round(0), kind="stable")]
+    assert spread_of(train(tmp_path, rows, k=5, mini_batch_size=500), rows) < 0.085
+
+
+def test_blobs_that_come_first_are_not_forgotten(tmp_path: Path) -> None:
+    rows = np.repeat(np.array([[0.0, 0], [50, 0], [0, 50]]), 2000, axis=0) + np.random.default_rng(0).normal(size=(6000, 2))
+    for given in ({}, {"extra_center_factor": 10}, {"extra_center_factor": 10, "polish_steps": 0}):
+        assert spread_of(train(tmp_path, rows, k=3, mini_batch_size=200, **given), rows) < 2.2
+
+
+def test_one_cluster_is_the_mean(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(1000, 5)) + 7
+    trained = train(tmp_path, rows, k=1, mini_batch_size=1000)
+    np.testing.assert_allclose(centers(trained)[0], rows.mean(axis=0), atol=1e-3)
+
+
+def test_as_many_clusters_as_rows(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    trained = train(tmp_path, rows, Circumstances(2), k=60)
+    assert spread_of(trained, rows) < 1e-12
+
+
+def test_fewer_distinct_rows_than_clusters(tmp_path: Path) -> None:
+    rows = np.repeat(np.array([[0.0, 1.0], [5.0, 5.0]], dtype=np.float32), 100, axis=0)
+    trained = train(tmp_path, rows, Circumstances(2), k=5, mini_batch_size=50)
+    assert centers(trained).shape == (5, 2)
+    assert spread_of(trained, rows) == 0
+    assert trained[0].session.metrics["train:msd"] == 0
+
+
+def test_distinct_rows_that_come_late_get_the_idle_centres(tmp_path: Path) -> None:
+    first, late = np.zeros((200, 2), np.float32), np.repeat(np.array([[9, 9], [-9, 9], [9, -9]], np.float32), 40, axis=0)
+    trained = train(tmp_path, np.concatenate([first, late]), k=4, mini_batch_size=100, extra_center_factor=1)
+    assert spread_of(trained, late) == 0
+
+
+def test_constant_columns_change_nothing(tmp_path: Path) -> None:
+    rows, _ = blobs(500, 3, 3)
+    wider = np.concatenate([rows, np.full((500, 2), 4.0)], axis=1)
+    found = centers(train(tmp_path, wider, k=3))
+    assert (found[:, 3:] == 4).all()
+    assert spread_of(train(tmp_path, rows, k=3), rows) == pytest.approx(spread_of(train(tmp_path, wider, k=3), wider), rel=0.2)
+
+
+def test_ten_thousand_columns(tmp_path: Path) -> None:
+    rows, _ = blobs(200, 10_000, 3)
+    assert spread_of(train(tmp_path, rows, Circumstances(2), k=3, mini_batch_size=100), rows) < 110
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-6, 1e6, 1e18, 1e30, 1e37])
+def test_any_scale_of_numbers(tmp_path: Path, scale: float) -> None:
+    rows = (blobs(400, 4, 3)[0] * scale).astype(np.float32)
+    trained = train(tmp_path, rows, Circumstances(2), k=3, mini_batch_size=200)
+    assert spread_of(trained, rows.astype(np.float64)) < 0.05 * scale**2
+
+
+def test_clusters_far_from_the_origin(tmp_path: Path) -> None:
+    rows = (blobs(2000, 4, 3)[0] + 100_000).astype(np.float32)
+    trained = train(tmp_path, rows, k=3, mini_batch_size=500)
+    assert spread_of(trained, rows.astype(np.float64)) < 0.06
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"mini_batch_size": 7},
+        {"mini_batch_size": 100_000},
+        {"mini_batch_size": 60, "extra_center_factor": 20},
+        {"mini_batch_size": 100, "extra_center_factor": 1000},
+        {"mini_batch_size": 100, "extra_center_factor": 1},
+        {"mini_batch_size": 100, "init_method": "kmeans++", "extra_center_factor": 4},
+        {"mini_batch_size": 60, "init_method": "kmeans++", "extra_center_factor": 20},
+        {"mini_batch_size": 100, "local_lloyd_init_method": "random", "local_lloyd_num_trials": 3},
+        {"mini_batch_size": 100, "half_life_time_size": 150, "epochs": 3},
+        {"mini_batch_size": 100, "polish_steps": 0, "local_lloyd_max_iter": 1, "local_lloyd_tol": 0},
+        {"mini_batch_size": 90, "polish_steps": 13},
+    ],
+    ids=str,
+)
+def test_settings_work_and_workers_do_not_matter(tmp_path: Path, given: Mapping[str, Any]) -> None:
+    rows = load_digits().data[:500]
+    alone = train(tmp_path, rows, k=8, **given)
+    assert spread_of(alone, rows) < 900  # one cluster: 1,190
+    files = model_files(alone[0].algorithm, tmp_path / "alone")
+    for how in (Circumstances(2), Circumstances(4, threads=2)):
+        other = train(tmp_path, rows, how, k=8, **given)
+        assert [r.metrics for r in other[-1].session.reports] == [r.metrics for r in alone[0].session.reports]
+        assert model_files(other[-1].algorithm, tmp_path / f"workers-{how.size}") == files
+
+
+def test_sparse_rows_give_the_model_of_dense_ones(tmp_path: Path) -> None:
+    rows = load_digits().data[:400].astype(np.float32)
+    dense = train(tmp_path, rows, k=6, mini_batch_size=100)
+    sparse = train(tmp_path, Rows(to_csr(rows)), Circumstances(3), k=6, mini_batch_size=100)
+    np.testing.assert_array_equal(centers(sparse), centers(dense))
+
+
+def test_another_seed_gives_another_model(tmp_path: Path) -> None:
+    rows = load_digits().data[:400]
+    assert (centers(train(tmp_path, rows, k=20)) != centers(train(tmp_path, rows, Circumstances(seed=1), k=20))).any()
+
+
+def test_half_life_follows_rows_that_move(tmp_path: Path) -> None:
+    rows = np.concatenate([np.zeros((2000, 1)), np.ones((2000, 1))]) + np.random.default_rng(0).normal(size=(4000, 1)) * 0.01
+    settings = {"k": 1, "mini_batch_size": 100, "extra_center_factor": 1, "polish_steps": 0}
+    assert centers(train(tmp_path, rows, **settings)) == pytest.approx(0.5, abs=0.01)
+    assert centers(train(tmp_path, rows, **settings, half_life_time_size=200)) == pytest.approx(1, abs=0.01)
+
+
+def test_other_channels_are_measured_at_the_end(tmp_path: Path) -> None:
+    rows, other = blobs(600, 3, 4)[0], blobs(300, 3, 4, seed=1)[0]
+    channels = {"train": Rows(rows), "test": Rows(other), "validation": Rows(rows), "extra": Rows(other)}
+    for size in (1, 3):
+        session = train_in_threads(
+            lambda: make(k=4, eval_metrics="msd,ssd", mini_batch_size=100), channels, tmp_path, Circumstances(size)
+        )
+        metrics = session[0].session.reports[-1].metrics
+        assert set(metrics) == {"train:msd", "test:msd", "test:ssd", "validation:msd", "validation:ssd"}
+        assert metrics["test:msd"] == pytest.approx(spread_of(session, other.astype(np.float32)), rel=1e-6)
+        assert metrics["test:ssd"] == pytest.approx(300 * metrics["test:msd"])
+        assert all(list(r.metrics) == ["train:msd"] for r in session[0].session.reports[:-1])
+
+
+def test_a_channel_that_is_spread_is_measured_once(tmp_path: Path) -> None:
+    rows = blobs(500, 3, 4)[0].astype(np.float32)
+
+    def measured(size: int) -> float:
+        def fit(world: Collective) -> float:
+            shard = Rows(rows).shard(rank=world.rank, size=size)
+            session = MemorySession({"train": shard, "test": shard}, tmp_path, world=world)
+            make(k=4, mini_batch_size=100).fit(session)
+            return session.metrics["test:msd"]
+
+        return run_threads(size, fit)[0]
+
+    assert measured(1) == measured(2) == measured(3)
+
+
+def test_steps_are_told_ahead(tmp_path: Path) -> None:
+    rows = blobs(1000, 2, 3)[0]
+    session = train(tmp_path, rows, k=3, mini_batch_size=300, epochs=2, polish_steps=5)[0].session
+    assert [(r.step, r.rows, r.of) for r in session.reports] == [
+        (step, 100 if step % 4 == 0 else 300, 13) for step in range(1, 14)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "message"),
+    [
+        (np.zeros((200, 4)), {"k": 999}, "k=999 clusters need at least 999 rows; channel 'train' has 200"),
+        (np.zeros((200, 4)), {"k": 3, "feature_dim": 5}, "feature_dim=5 but channel 'train' has 4 features"),
+        (Records([{"a": 1}] * 9), {"k": 2}, "kmeans needs rows of numbers, channel 'train' holds text or JSON records"),
+    ],
+)
+def test_data_that_do_not_fit_the_settings(tmp_path: Path, rows: Any, given: Mapping[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train(tmp_path, Rows(rows), Circumstances(2), **given)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_numbers_that_are_not_finite_are_named_on_every_rank(tmp_path: Path, value: float, sparse: bool) -> None:
+    rows = np.ones((300, 4), dtype=np.float32)
+    rows[250, 2] = value
+    features = to_csr(rows) if sparse else rows
+    ended = attempt_in_threads(lambda: make(k=2), {"train": Rows(features)}, tmp_path, Circumstances(3))
+    for rank in ended:
+        assert isinstance(rank.error, UserError)
+        assert f"channel 'train', row 251: feature 3 is {value}; only finite numbers can be trained on" in str(rank.error)
+
+
+def test_bad_rows_of_another_channel_are_named_on_every_rank(tmp_path: Path) -> None:
+    bad = np.full((10, 4), np.nan)
+    for test, message in (
+        (Rows(bad), "channel 'test', row 1: feature 1 is nan"),
+        (Rows(np.ones((9, 3))), "has 3 features where"),
+    ):
+        channels = {"train": Rows(np.eye(4)), "test": test}
+        for rank in attempt_in_threads(lambda: make(k=2), channels, tmp_path, Circumstances(2)):
+            assert isinstance(rank.error, UserError)
+            assert message in str(rank.error)
+
+
+def test_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has row weights, which this algorithm does not take"):
+        train(tmp_path, Rows(np.eye(4), weight=np.ones(4)), Circumstances(2), k=2)
+
+
+def test_a_job_without_training_data(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="kmeans needs the channel 'train'; given: test"):
+        make(k=2).fit(MemorySession({"test": Rows(np.eye(4)).shard()}, tmp_path))
+
+
+def test_predictions(tmp_path: Path) -> None:
+    model = make(k=2)
+    model.centers = np.array([[0, 0], [3, 4]], dtype=np.float32)
+    answer = model.predict(np.array([[3, 4], [0, 1], [1.5, 2]], dtype=np.float32))
+    assert {name: (column.dtype, column.tolist()) for name, column in answer.items()} == {
+        "closest_cluster": (np.float32, [1, 0, 0]),
+        "distance_to_cluster": (np.float32, [0, 1, 2.5]),
+    }
+    assert model.columns == 2
+    with pytest.raises(UserError, match="the requests have 3 features; this k-means model was trained on 2"):
+        model.predict(np.zeros((1, 3), dtype=np.float32))
+    with pytest.raises(UserError, match="the requests have 3 features"):
+        model.predict(Csr(np.array([0, 0]), np.zeros(0, np.int64), np.zeros(0, np.float32), 3))
+    with pytest.raises(UserError, match="request 2: feature 1 is nan"):
+        model.predict(np.array([[0, 0], [np.nan, 0]], dtype=np.float32))
+    with pytest.raises(UserError, match="the request holds text or JSON records"):
+        model.predict(Records(["a"]))
+
+
+def test_a_model_that_has_not_been_trained(tmp_path: Path) -> None:
+    for ask in (lambda: make(k=2).predict(np.zeros((1, 2), np.float32)), lambda: make(k=2).save(tmp_path)):
+        with pytest.raises(AlgorithmError, match="has not been trained yet"):
+            ask()
+    assert make(k=2).columns is None
+
+
+def test_damaged_models_are_refused(tmp_path: Path) -> None:
+    model = make(k=2)
+    model.centers = np.eye(2, dtype=np.float32)
+    model_files(model, tmp_path / "model")
+    for damaged in (np.zeros(4, np.float32), np.eye(2), np.full((2, 2), np.nan, np.float32), np.zeros((0, 2), np.float32)):
+        np.save(tmp_path / "model" / "centers.npy", damaged)
+        with pytest.raises(UserError, match="holds no centres"):
+            KMeans.load(tmp_path / "model")
+
+
+def test_the_model_of_a_known_job_has_not_changed(tmp_path: Path) -> None:
+    trained = train(tmp_path, load_digits().data, k=10, mini_batch_size=500)
+    found = {
+        "train:msd": [report.metrics["train:msd"] for report in trained[0].session.reports],
+        "norms": sorted(np.linalg.norm(centers(trained).astype(np.float64), axis=1).tolist()),
+    }
+    expected = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert list(found) == list(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
