@@ -111,7 +111,9 @@ class TorchCollective:
             raise PlatformError(
                 f"rank {rank} of {size} could not meet the other workers at {place}: {_words(error)}"
             ) from error
-        return cls(store, group, votes, device, timeout_s)
+        world = cls(store, group, votes, device, timeout_s)
+        world.barrier(timeout_s)  # nobody leaves, not even with an error, while another still connects
+        return world
 
     def all_reduce(self, x: Array, op: Op = "sum") -> Array:
         if x.size == 0 or self.size == 1:
