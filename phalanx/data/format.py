@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 
-from ..contracts import Array, Features
+from ..contracts import Array, Features, Json
 from .source import Source
 
 STRIDE = 32  # every so many rows of a file have their place noted in its index
@@ -32,12 +32,43 @@ class RowIndex:
     places: Array  # int64: place (mostly a byte offset) of row 0, STRIDE, 2·STRIDE, …, then of the end
     columns: int | None  # features of a row: exact for dense ones, enough for sparse ones, None for records
     sparse: bool = False
+    labelled: bool = False  # whether rows bring labels, where that is not the channel's to say
+    weighted: bool = False  # the same of weights
     group_starts: Array | None = None  # first rows of the query groups
+    group_ends: tuple[int, int] | None = None  # query ids of the first and the last row
 
     @property
     def end(self) -> int:
         """The place after the last row."""
         return int(self.places[-1])
+
+    def facts(self) -> dict[str, Json]:
+        """Return all but the arrays as JSON values, for the other ranks."""
+        return {
+            "rows": self.rows,
+            "columns": self.columns,
+            "sparse": self.sparse,
+            "labelled": self.labelled,
+            "weighted": self.weighted,
+            "places": len(self.places),
+            "groups": None if self.group_starts is None else len(self.group_starts),
+            "group_ends": self.group_ends,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: Json, places: Array, group_starts: Array | None) -> Self:
+        """Return the index that another rank made."""
+        ends = facts["group_ends"]
+        return cls(
+            rows=facts["rows"],
+            places=places,
+            columns=facts["columns"],
+            sparse=facts["sparse"],
+            labelled=facts["labelled"],
+            weighted=facts["weighted"],
+            group_starts=group_starts,
+            group_ends=None if ends is None else (ends[0], ends[1]),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,18 +75,15 @@ def features_of(rows: Sequence[Json], where: Where, columns: int | None) -> Feat
     return np.array(dense, dtype=np.float64).astype(np.float32).reshape(len(dense), width)
 
 
-def column_of(rows: Sequence[Json], name: str, where: Where, required: bool) -> Array | None:
-    """Return `label` or `weight` of all rows, None where no row has it.
+def column_of(rows: Sequence[Json], name: str, where: Where) -> Array:
+    """Return `label` or `weight` of all rows.
 
     Raises:
-        UserError: some rows have it and some have not, or it is no finite number.
+        UserError: a row lacks it, or it is no finite number.
     """
-    given = [isinstance(row, dict) and name in row for row in rows]
-    if not any(given) and not required:
-        return None
     out = np.empty(len(rows), dtype=np.float32)
     for i, row in enumerate(rows):
-        if not given[i]:
+        if not isinstance(row, dict) or name not in row:
             raise UserError(f"{where(i)} has no {name}")
         value = _number(row[name])
         if value is None or not math.isfinite(value):

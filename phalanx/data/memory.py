@@ -7,9 +7,10 @@ from typing import final
 
 import numpy as np
 
-from ..contracts import Array, Batch, Csr, Entry, Features, Records, State
+from ..contracts import Array, Batch, Csr, Features, Records, State
 from ..errors import UserError
 from .order import parts, shuffled
+from .position import Position
 
 
 @final
@@ -36,7 +37,7 @@ class MemoryShard:
         self._size = size
         self._seed = seed
         self._starts = None if group is None else _group_starts(group)
-        self._position = 0
+        self._position = Position()
 
     @property
     def rows(self) -> int:
@@ -55,9 +56,12 @@ class MemoryShard:
     def batches(self, rows: int, *, epoch: int = 0, shuffle: bool = False) -> Iterator[Batch]:
         """See `contracts.Shard.batches`; a shuffled order is a full permutation."""
         order = shuffled(self.rows, seed=self._seed, epoch=epoch, page=1) if shuffle and self._group is None else None
+        done = self._position.begin(epoch)
         for part in parts(self.rows, rows, rank=self._rank, size=self._size, starts=self._starts):
+            if part.batch_stop <= done:
+                continue
             where: slice | Array = slice(part.start, part.stop) if order is None else order[part.start : part.stop]
-            self._position = part.batch_stop
+            self._position.reach(part.batch_stop)
             yield Batch(
                 part.start,
                 take(self._features, where),
@@ -67,12 +71,12 @@ class MemoryShard:
             )
 
     def state_dict(self) -> State:
-        """Return the position: rows of the epoch that were handed out over all ranks."""
-        return {"position": Entry(self._position)}
+        """Return the epoch, and its rows that were handed out over all ranks."""
+        return self._position.state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        """Put a position back."""
-        self._position = int(state["position"].value)
+        """Put a position back: the next iteration over its epoch goes on there."""
+        self._position.load_state_dict(state)
 
 
 def array_shard(

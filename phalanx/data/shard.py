@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import numpy as np
 
 from .. import storage
-from ..contracts import Array, Batch, Csr, Entry, Features, Json, Records, State
-from ..errors import PhalanxError, UserError, from_record, to_record
+from ..contracts import Array, Batch, Json, State
+from ..errors import UserError
+from .agree import Gather, agree, of_channel
 from .channel import Channel, ContentType, guess_content_type, parse_content_type
 from .format import Format, Options, RowIndex, Table
 from .formats import format_named
-from .memory import take
 from .order import Part, parts, shuffled
+from .position import Position
 from .source import Source
+from .tables import Pages, concatenate, take_rows
 
-Gather = Callable[[Any], list[Any]]
 _READ_BYTES = 8 << 20  # decoded at once, about
-_PAGE = 256  # rows that a shuffled order keeps together in the file
-_PAGES_KEPT = 192
+_PAGE = 256  # rows that a shuffled order keeps together in the file, at most
+_PAGE_BYTES = 1 << 20
+_OPEN_FILES = 16  # at once
 
 
 def open_shard(
@@ -60,41 +62,25 @@ def open_shard(
     """
     opened: list[FileShard] = []
 
-    def prepare() -> dict[str, Json]:
-        opened.append(
-            FileShard(name, channel, rank=rank, size=size, seed=seed, scratch=scratch, index_base=index_base, threads=threads)
+    def index() -> dict[str, Json]:
+        shard = FileShard(
+            name, channel, rank=rank, size=size, seed=seed, scratch=scratch, index_base=index_base, threads=threads
         )
-        return opened[0].index_own(columns)
+        opened.append(shard)
+        return shard.index_own(columns)
 
     if channel.mode == "file":
-        _agree(name, gather, lambda: _fetch(channel, scratch / name) if fetches else None)
+        agree(name, gather, size, lambda: _fetch(channel, scratch / name) if fetches else None)
     try:
-        metas = _agree(name, gather, prepare)
+        metas = agree(name, gather, size, index)
         places = gather(np.concatenate([np.empty(0, np.int64), *opened[0].own_places()]))
         groups = gather(np.concatenate([np.empty(0, np.int64), *opened[0].own_groups()]))
-        _agree(name, gather, lambda: opened[0].assemble(metas, places, groups, columns))
+        agree(name, gather, size, lambda: opened[0].assemble(metas, places, groups, columns))
     except BaseException:
         for shard in opened:
             shard.close()
         raise
     return opened[0]
-
-
-def _agree(name: str, gather: Gather, action: Callable[[], Json]) -> list[Json]:
-    """Collective. Return every rank's result of `action`; where it fails on any, the first error is raised on all."""
-    error: BaseException | None = None
-    outcome: dict[str, Json] = {"error": None, "result": None}
-    try:
-        outcome["result"] = action()
-    except PhalanxError as raised:
-        raised.args = (f"channel '{name}': {raised.message}",)
-        raised.message = str(raised.args[0])
-        error, outcome["error"] = raised, to_record(raised)
-    outcomes = gather(outcome)
-    failed = [o["error"] for o in outcomes if o["error"] is not None]
-    if failed:
-        raise error if error is not None else from_record(failed[0])
-    return [o["result"] for o in outcomes]
 
 
 @final
@@ -115,15 +101,19 @@ class FileShard:
         self._options = _options(content, index_base, threads)
         self._format: Format = format_named(content.format)
         local = files if self.streaming else storage.fetched(files, scratch / name)
-        self._sources = [Source(file, channel.compression) for file in local]
-        for source, file in zip(self._sources, files, strict=True):
-            source.name = file.name  # errors name the file as the user gave it
+        # errors name the file as the user gave it
+        self._sources = [
+            Source(here, channel.compression, name=given.name, scratch=scratch)
+            for here, given in zip(local, files, strict=True)
+        ]
+        self._open: OrderedDict[int, Source] = OrderedDict()
         self._own: dict[int, RowIndex] = {}
         self._indexes: list[RowIndex] = []
         self._first: Array = np.zeros(1, dtype=np.int64)  # global number of every file's first row, then of the end
         self._columns: int | None = None
         self._starts: Array | None = None
-        self._position = 0
+        self._empty: Table | None = None
+        self._position = Position()
 
     @property
     def rows(self) -> int:
@@ -143,20 +133,10 @@ class FileShard:
     def index_own(self, columns: int | None) -> dict[str, Json]:
         """Index this rank's part of the files; return what the others must know."""
         rank, size = self._world
-        if columns is not None:
-            self._options = _with_columns(self._options, columns)
+        self._options = replace(self._options, columns=columns)
         for number in range(rank, len(self._sources), size):
-            self._own[number] = self._format.index(self._sources[number], self._options)
-        return {
-            str(number): {
-                "rows": index.rows,
-                "columns": index.columns,
-                "sparse": index.sparse,
-                "places": len(index.places),
-                "groups": None if index.group_starts is None else len(index.group_starts),
-            }
-            for number, index in self._own.items()
-        }
+            self._own[number] = self._format.index(self._source(number), self._options)
+        return {str(number): index.facts() for number, index in self._own.items()}
 
     def own_places(self) -> list[Array]:
         """Return the places of this rank's files, in order."""
@@ -170,104 +150,99 @@ class FileShard:
         """Put every rank's part of the index together and check that the files fit each other.
 
         Raises:
-            UserError: no rows, files of different widths, or not the width that was asked for.
+            UserError: no rows, files that differ in kind or width, or not the width that was asked for.
         """
-        found: dict[int, RowIndex] = {}
-        for meta, rank_places, rank_groups in zip(metas, places, groups, strict=True):
-            place = group = 0
-            for number, of in sorted(meta.items(), key=lambda item: int(item[0])):
-                starts = None if of["groups"] is None else rank_groups[group : group + of["groups"]]
-                group += of["groups"] or 0
-                part = rank_places[place : place + of["places"]]
-                found[int(number)] = RowIndex(of["rows"], part, of["columns"], of["sparse"], starts)
-                place += of["places"]
-        indexes = [found[number] for number in range(len(self._sources))]
-        kept = [i for i, index in enumerate(indexes) if index.rows]
+        self.close()
+        found = _indexes(metas, places, groups)
+        kept = [number for number in range(len(self._sources)) if found[number].rows]
         if not kept:
             raise UserError(f"{_some(self._sources)} hold{'s' * (len(self._sources) == 1)} no rows: the channel is empty")
-        for source in (s for i, s in enumerate(self._sources) if i not in kept):
-            source.close()
-        self._sources = [self._sources[i] for i in kept]
-        self._indexes = [indexes[i] for i in kept]
+        self._sources = [self._sources[number] for number in kept]
+        self._indexes = [found[number] for number in kept]
         self._first = np.concatenate([[0], np.cumsum([index.rows for index in self._indexes])]).astype(np.int64)
+        for source, index in zip(self._sources, self._indexes, strict=True):
+            _check_alike(self._sources[0], self._indexes[0], source, index)
+        self._starts = _group_starts(self._indexes, self._first)
         self._columns = self._agreed_columns(columns)
-        if any(index.group_starts is not None for index in self._indexes):
-            if any(index.group_starts is None for index in self._indexes):
-                raise UserError("some files have query groups (qid) and some have none")
-            shifted = [index.group_starts + first for index, first in zip(self._indexes, self._first, strict=False)]
-            self._starts = np.concatenate(shifted).astype(np.int64)
-        if self._columns is not None:
-            self._options = _with_columns(self._options, self._columns)
+        self._options = replace(self._options, columns=self._columns)
 
     def where(self, row: int) -> str:
         """Return how a person finds a row of the channel: "train.csv line 17"."""
         number = int(np.searchsorted(self._first, row, side="right")) - 1
-        return self._format.where(self._sources[number], self._indexes[number], row - int(self._first[number]))
+        return self._format.where(self._source(number), self._indexes[number], row - int(self._first[number]))
 
     def batches(self, rows: int, *, epoch: int = 0, shuffle: bool = False) -> Iterator[Batch]:
-        """See `contracts.Shard.batches`.
+        """See `contracts.Shard.batches`; goes on from a position that was put back.
 
         Raises:
             UserError: a bad row (with its file and line); shuffling a channel with query groups.
         """
         if rows < 1:
             raise UserError(f"a batch must have at least one row, not {rows}")
+        done = self._position.begin(epoch)
         planned = parts(self.rows, rows, rank=self._rank, size=self._size, starts=self._starts)
-        if not shuffle:
-            yield from self._in_order(planned)
-            return
-        if self._starts is not None:
-            raise UserError(f"channel '{self.name}' has query groups: its rows cannot be shuffled")
-        order = shuffled(self.rows, seed=self._seed, epoch=epoch, page=_PAGE)
-        pages = _Pages(self._read_rows, self.rows)
-        for part in planned:
-            self._position = part.batch_stop
-            yield _batch(part.start, pages.take(order[part.start : part.stop]))
+        due = (part for part in planned if part.batch_stop > done)
+        for part, table in self._shuffled(due, epoch) if shuffle else self._in_order(due):
+            self._position.reach(part.batch_stop)
+            yield Batch(part.start, table.features, table.label, table.weight, table.group)
 
     def state_dict(self) -> State:
-        """Return the position: rows of the epoch that were handed out over all ranks."""
-        return {"position": Entry(self._position)}
+        """Return the epoch, and its rows that were handed out over all ranks."""
+        return self._position.state_dict()
 
     def load_state_dict(self, state: State) -> None:
-        """Put a position back."""
-        self._position = int(state["position"].value)
+        """Put a position back: the next iteration over its epoch goes on there."""
+        self._position.load_state_dict(state)
 
     def close(self) -> None:
-        """Give the files back."""
-        for source in self._sources:
+        """Give the files back; reading on would open them again."""
+        for source in self._open.values():
             source.close()
+        self._open.clear()
+
+    def _source(self, number: int) -> Source:
+        """Return a file for reading; the one that was not read for longest is closed when too many are open."""
+        source = self._open.pop(number, None) or self._sources[number]
+        self._open[number] = source
+        if len(self._open) > _OPEN_FILES:
+            self._open.popitem(last=False)[1].close()
+        return source
 
     def _agreed_columns(self, wanted: int | None) -> int | None:
-        widths = [index.columns for index in self._indexes]
-        if any(width is None for width in widths):
+        widths = [index.columns or 0 for index in self._indexes]
+        first = self._indexes[0]
+        if first.columns is None:
             return None
-        known = [width for width in widths if width is not None]
-        if self.sparse:
-            return max(known) if wanted is None else wanted
-        for source, width in zip(self._sources, known, strict=True):
-            if width != known[0]:
-                raise UserError(f"{source.name} has {width} feature columns, {self._sources[0].name} has {known[0]}")
-        if wanted is not None and known[0] != wanted:
-            hint = "; with label_size=0 in the content type no column is taken as the label" if known[0] == wanted - 1 else ""
-            raise UserError(f"{self._sources[0].name} has {known[0]} feature columns, {wanted} are expected{hint}")
-        return known[0]
+        if first.sparse:
+            return max(widths) if wanted is None else wanted
+        for source, width in zip(self._sources, widths, strict=True):
+            if width != widths[0]:
+                raise UserError(f"{source.name} has {width} feature columns, {self._sources[0].name} has {widths[0]}")
+        if wanted is not None and widths[0] != wanted:
+            hint = "; with label_size=0 in the content type no column is taken as the label" if widths[0] == wanted - 1 else ""
+            raise UserError(f"{self._sources[0].name} has {widths[0]} feature columns, {wanted} are expected{hint}")
+        return widths[0]
 
-    def _in_order(self, planned: Iterator[Part]) -> Iterator[Batch]:
+    def _row_bytes(self) -> float:
+        """Return about how much memory a row takes, the same on every rank."""
+        stored = sum(index.end for index in self._indexes) / self.rows
+        return max(16.0, stored, 0.0 if self.sparse else 4.0 * (self._columns or 1))
+
+    def _in_order(self, due: Iterator[Part]) -> Iterator[tuple[Part, Table]]:
         """Read several parts at once, about `_READ_BYTES`, and hand them out one by one."""
-        per_row = max(
-            16.0, sum(float(i.end) if s.plain else 0.0 for i, s in zip(self._indexes, self._sources, strict=True)) / self.rows
-        )
-        limit = max(1, int(_READ_BYTES / max(per_row, 4.0 * min(self._columns or 1, 1 << 14))))
+        limit = max(1, int(_READ_BYTES / self._row_bytes()))
         waiting: list[Part] = []
-        for part in planned:
+        rows = 0
+        for part in due:
             waiting.append(part)
-            if sum(p.stop - p.start for p in waiting) >= limit:
+            rows += part.stop - part.start
+            if rows >= limit:
                 yield from self._read_parts(waiting)
-                waiting = []
+                waiting, rows = [], 0
         yield from self._read_parts(waiting)
 
-    def _read_parts(self, waiting: list[Part]) -> Iterator[Batch]:
-        """Yield a batch for each part, neighbours decoded in one go."""
+    def _read_parts(self, waiting: list[Part]) -> Iterator[tuple[Part, Table]]:
+        """Yield the rows of each part, neighbours decoded in one go."""
         runs: list[list[Part]] = []
         for part in waiting:
             if runs and runs[-1][-1].stop == part.start:
@@ -276,108 +251,40 @@ class FileShard:
                 runs.append([part])
         for run in runs:
             first, last = run[0].start, run[-1].stop
-            table = self._read_rows(first, last) if last > first else self._empty()
+            table = self._read_rows(first, last)
             for part in run:
-                self._position = part.batch_stop
-                where = slice(part.start - first, part.stop - first)
-                yield _batch(part.start, table if len(run) == 1 else _take(table, where))
+                yield part, table if len(run) == 1 else take_rows(table, slice(part.start - first, part.stop - first))
+
+    def _shuffled(self, due: Iterator[Part], epoch: int) -> Iterator[tuple[Part, Table]]:
+        if self._starts is not None:
+            raise UserError(f"channel '{self.name}' has query groups: its rows cannot be shuffled")
+        page = min(_PAGE, max(1, int(_PAGE_BYTES / self._row_bytes())))
+        order = shuffled(self.rows, seed=self._seed, epoch=epoch, page=page)
+        pages = Pages(self._read_rows, self.rows, page)
+        for part in due:
+            yield part, pages.take(order[part.start : part.stop]) if part.stop > part.start else self._no_rows()
 
     def _read_rows(self, start: int, stop: int) -> Table:
+        if start == stop:
+            return self._no_rows()
         tables = []
-        for number, (source, index) in enumerate(zip(self._sources, self._indexes, strict=True)):
-            a = max(start - int(self._first[number]), 0)
-            b = min(stop - int(self._first[number]), index.rows)
-            if a < b:
-                tables.append(self._read_file(source, index, a, b))
-        return tables[0] if len(tables) == 1 else _concatenate(tables)
+        files = range(int(np.searchsorted(self._first, start, side="right")) - 1, len(self._indexes))
+        for number in files:
+            index, first = self._indexes[number], int(self._first[number])
+            if first >= stop:
+                break
+            a, b = max(start - first, 0), min(stop - first, index.rows)
+            try:
+                tables.append(self._format.read(self._source(number), index, a, b, self._options))
+            except UserError as error:
+                raise UserError(of_channel(self.name, error.message)) from None
+        return concatenate(tables)
 
-    def _read_file(self, source: Source, index: RowIndex, start: int, stop: int) -> Table:
-        try:
-            return self._format.read(source, index, start, stop, self._options)
-        except UserError as error:
-            raise UserError(f"channel '{self.name}': {error.message}") from None
-
-    def _empty(self) -> Table:
+    def _no_rows(self) -> Table:
         """Return no rows, of the kind that this channel has."""
-        one = self._read_rows(0, 1)
-        return _take(one, slice(0, 0))
-
-
-@final
-class _Pages:
-    """Decoded pages of a file, the latest kept."""
-
-    def __init__(self, read: Callable[[int, int], Table], rows: int) -> None:
-        self._read = read
-        self._rows = rows
-        self._kept: OrderedDict[int, Table] = OrderedDict()
-
-    def take(self, rows: Array) -> Table:
-        """Return the rows with these numbers, in this order."""
-        if not len(rows):
-            return _take(self._page(0), slice(0, 0))
-        pages = rows // _PAGE
-        numbers = np.unique(pages)
-        tables = [_take(self._page(int(number)), rows[pages == number] - number * _PAGE) for number in numbers]
-        back = np.empty(len(rows), dtype=np.int64)
-        back[np.concatenate([np.flatnonzero(pages == number) for number in numbers])] = np.arange(len(rows))
-        return _take(_concatenate(tables), back)
-
-    def _page(self, number: int) -> Table:
-        table = self._kept.pop(number, None)
-        if table is None:
-            table = self._read(number * _PAGE, min((number + 1) * _PAGE, self._rows))
-        self._kept[number] = table
-        if len(self._kept) > _PAGES_KEPT:
-            self._kept.popitem(last=False)
-        return table
-
-
-def _batch(first_row: int, table: Table) -> Batch:
-    return Batch(first_row, table.features, table.label, table.weight, table.group)
-
-
-def _take(table: Table, where: slice | Array) -> Table:
-    def of(column: Array | None) -> Array | None:
-        return None if column is None else column[where]
-
-    return Table(take(table.features, where), of(table.label), of(table.weight), of(table.group))
-
-
-def _concatenate(tables: Sequence[Table]) -> Table:
-    if len(tables) == 1:
-        return tables[0]
-
-    def of(columns: list[Array | None]) -> Array | None:
-        if all(column is None for column in columns):
-            return None
-        # a file without weights beside one with weights: its rows weigh 1
-        return np.concatenate(
-            [np.ones(len(t.features), np.float32) if c is None else c for c, t in zip(columns, tables, strict=True)]
-        )
-
-    return Table(
-        concatenate_features([t.features for t in tables]),
-        of([t.label for t in tables]),
-        of([t.weight for t in tables]),
-        of([t.group for t in tables]),
-    )
-
-
-def concatenate_features(pieces: Sequence[Features]) -> Features:
-    """Return rows of one kind, one piece after another."""
-    if all(isinstance(p, np.ndarray) for p in pieces):
-        return np.concatenate([p for p in pieces if isinstance(p, np.ndarray)])
-    records = [p for p in pieces if isinstance(p, Records)]
-    if len(records) == len(pieces):
-        return Records([item for p in records for item in p.items])
-    sparse = [p for p in pieces if isinstance(p, Csr)]
-    if len(sparse) != len(pieces):
-        raise UserError("some files hold dense rows and some sparse ones")
-    ends = np.cumsum([0, *(int(p.indptr[-1]) for p in sparse)])
-    indptr = np.concatenate([[0], *(p.indptr[1:] + end for p, end in zip(sparse, ends, strict=False))]).astype(np.int64)
-    indices = np.concatenate([p.indices for p in sparse])
-    return Csr(indptr, indices, np.concatenate([p.values for p in sparse]), max(p.columns for p in sparse))
+        if self._empty is None:
+            self._empty = take_rows(self._read_rows(0, 1), slice(0, 0))
+        return self._empty
 
 
 def _files(channel: Channel) -> list[storage.File]:
@@ -388,16 +295,58 @@ def _fetch(channel: Channel, folder: Path) -> None:
     storage.fetch(_files(channel), folder)
 
 
+def _indexes(metas: list[Json], places: list[Array], groups: list[Array]) -> dict[int, RowIndex]:
+    """Return the index of every file, by its number, from what each rank sent."""
+    found: dict[int, RowIndex] = {}
+    for facts, rank_places, rank_groups in zip(metas, places, groups, strict=True):
+        place = group = 0
+        for number, of in sorted(facts.items(), key=lambda item: int(item[0])):
+            own_places = rank_places[place : place + of["places"]]
+            own_groups = None if of["groups"] is None else rank_groups[group : group + of["groups"]]
+            found[int(number)] = RowIndex.from_facts(of, own_places, own_groups)
+            place, group = place + of["places"], group + (of["groups"] or 0)
+    return found
+
+
+def _check_alike(first: Source, one: RowIndex, source: Source, other: RowIndex) -> None:
+    """Refuse a file whose rows are of another kind than the first file's."""
+    kinds = [
+        ("records" if index.columns is None else "sparse rows" if index.sparse else "dense rows") for index in (one, other)
+    ]
+    if kinds[0] != kinds[1]:
+        raise UserError(f"{source.name} holds {kinds[1]}, {first.name} {kinds[0]}: a channel holds one kind")
+    for what, a, b in (
+        ("labels", one.labelled, other.labelled),
+        ("weights", one.weighted, other.weighted),
+        ("query groups (qid)", one.group_starts is not None, other.group_starts is not None),
+    ):
+        if a != b:
+            has, lacks = (first, source) if a else (source, first)
+            raise UserError(f"{has.name} has {what}, {lacks.name} has none")
+
+
+def _group_starts(indexes: Sequence[RowIndex], first: Array) -> Array | None:
+    """Return the first rows of all query groups; a group that goes on in the next file is one group."""
+    if indexes[0].group_starts is None:
+        return None
+    starts: list[Array] = []
+    last: int | None = None
+    for index, row in zip(indexes, first, strict=False):
+        own = np.empty(0, np.int64) if index.group_starts is None else index.group_starts + row
+        begins, ends = index.group_ends or (0, 0)
+        starts.append(own[1:] if begins == last else own)
+        last = ends
+    return np.concatenate(starts).astype(np.int64)
+
+
 def _common_type(files: list[storage.File]) -> ContentType:
     """Return the content type that all files' names say."""
-    kinds = [(guess_content_type(file.url), file) for file in files]
-    for (kind, _), group in groupby(kinds, key=lambda item: (item[0], None)):
-        if kind != kinds[0][0]:
-            other = next(iter(group))[1]
-            raise UserError(
-                f"{files[0].name} and {other.name} are of different kinds; give a content type or separate channels"
-            )
-    return kinds[0][0]
+    first = guess_content_type(files[0].url)
+    for file in files:
+        if guess_content_type(file.url) != first:
+            raise UserError(f"{files[0].name} and {file.name} are of different kinds; give a content type or separate channels")
+    # a channel's file holds many rows, so what calls itself JSON must be a row a line
+    return replace(first, format="jsonlines") if first.format == "json" else first
 
 
 def _options(content: ContentType, index_base: int, threads: int) -> Options:
@@ -407,10 +356,6 @@ def _options(content: ContentType, index_base: int, threads: int) -> Options:
         index_base=index_base if content.index_base is None else content.index_base,
         threads=threads,
     )
-
-
-def _with_columns(options: Options, columns: int) -> Options:
-    return Options(options.label_size, options.weight_size, options.index_base, columns, options.threads)
 
 
 def _some(sources: Sequence[Source]) -> str:

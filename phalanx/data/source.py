@@ -6,7 +6,7 @@ import gzip
 import tempfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast, final
+from typing import BinaryIO, Protocol, cast, final
 
 from .. import storage
 from ..errors import UserError
@@ -20,6 +20,14 @@ _JUMPS = 4  # back, before a compressed file is unpacked to disk
 class _Stream(Protocol):
     def read(self, size: int, /) -> bytes: ...
     def close(self) -> None: ...
+
+
+class Decoder(Protocol):
+    """What a format keeps for a file while it is open."""
+
+    def close(self) -> None:
+        """Give back what it holds but for the file itself."""
+        ...
 
 
 @final
@@ -36,14 +44,14 @@ class Source:
         scratch: folder for unpacked copies; None: the system's.
 
     Attributes:
-        decoder: what a format keeps for this file while it is open; dropped by `release`.
+        decoder: what a format keeps for this file while it is open; dropped by `close`.
     """
 
     def __init__(
         self, file: storage.File, compression: str | None = None, *, name: str | None = None, scratch: Path | None = None
     ) -> None:
         self.name = file.name if name is None else name
-        self.decoder: Any = None
+        self.decoder: Decoder | None = None
         self._file = file
         self._scratch = scratch
         self._compression = compression
@@ -65,6 +73,11 @@ class Source:
     def scratch(self) -> Path | None:
         """Folder for what is too large for memory."""
         return self._scratch
+
+    @property
+    def plain(self) -> bool:
+        """Whether the bytes are those of the file."""
+        return self.compression == "none"
 
     @property
     def compression(self) -> str:
@@ -92,14 +105,13 @@ class Source:
         except (OSError, EOFError, ValueError, zlib.error) as error:
             raise UserError(f"{self.name} is damaged: it cannot be unpacked as {self.compression}: {error}") from None
 
-    def release(self) -> None:
-        """Give handles and memory back; the next read opens the file again."""
-        self.decoder = None
+    def close(self) -> None:
+        """Give handles and memory back; the next read would open the file again."""
         self._close_stream()
-        for handle in (self._raw, self._spool):
+        for handle in (self.decoder, self._raw, self._spool):
             if handle is not None:
                 handle.close()
-        self._raw = self._spool = None
+        self.decoder = self._raw = self._spool = None
 
     def _read_compressed(self, offset: int, size: int) -> bytes:
         if self._stream is None:
@@ -125,7 +137,9 @@ class Source:
 
     def _read_unpacked(self, offset: int, size: int) -> bytes:
         stream = cast(_Stream, self._stream)
-        spool = cast(BinaryIO, tempfile.TemporaryFile(dir=self._scratch))
+        if self._scratch is not None:
+            self._scratch.mkdir(parents=True, exist_ok=True)
+        spool = cast(BinaryIO, tempfile.TemporaryFile(dir=self._scratch))  # noqa: SIM115 - close() does
         try:
             while data := stream.read(CHUNK):
                 spool.write(data)

@@ -49,7 +49,7 @@ class RecordIO:
 
     def index(self, source: Source, options: Options) -> RowIndex:
         """See `Format.index`."""
-        walk = _Walk(source.name)
+        walk = _Walk(source.name, options.label_size == 1)
         offset, rest = 0, b""
         while True:
             data = source.read(offset + len(rest), CHUNK)
@@ -62,11 +62,9 @@ class RecordIO:
                 raise UserError(f"{source.name} record {walk.rows + 1}: cut short")
             if len(rest) > _MAX_RECORD + 8:
                 raise UserError(f"{source.name} record {walk.rows + 1}: longer than {_MAX_RECORD >> 20} MiB")
-        sparse = walk.sparse
-        columns = walk.columns if options.columns is None or not sparse else options.columns
-        return RowIndex(
-            walk.rows, np.append(walk.places, offset).astype(np.int64), columns if walk.rows else None, sparse=sparse
-        )
+        columns = walk.columns if options.columns is None or not walk.sparse else options.columns
+        places = np.append(walk.places, offset).astype(np.int64)
+        return RowIndex(walk.rows, places, columns if walk.rows else None, sparse=walk.sparse, labelled=walk.labelled)
 
     def read(self, source: Source, index: RowIndex, start: int, stop: int, options: Options) -> Table:
         """See `Format.read`."""
@@ -80,7 +78,7 @@ class RecordIO:
         if not index.sparse:
             columns = index.columns or 0
         features = _features(data, descriptions, columns, index.sparse, source.name, start)
-        return Table(features, _labels(data, descriptions, options, source.name, start))
+        return Table(features, _labels(data, descriptions, source.name, start) if index.labelled else None)
 
     def where(self, source: Source, index: RowIndex, row: int) -> str:
         """See `Format.where`."""
@@ -130,7 +128,7 @@ def decode_records(body: bytes, columns: int | None) -> Features:
     if not len(begins):
         raise UserError("the request holds no records")
     descriptions = _describe(data, begins, ends, "the request", 0)
-    sparse = bool((descriptions[:, KEYS] > 0).any())
+    sparse = _sparse(descriptions)
     width = columns if columns is not None else _width(data, descriptions, "the request", 0)
     return _features(data, descriptions, width, sparse, "the request", 0)
 
@@ -139,12 +137,14 @@ def decode_records(body: bytes, columns: int | None) -> Features:
 class _Walk:
     """Counts records and notes where every STRIDE-th one is."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, labels: bool) -> None:
         self._name = name
+        self._labels = labels
         self.rows = 0
         self.places: list[int] = []
         self.columns = 0
         self.sparse = False
+        self.labelled = False
 
     def take(self, piece: bytes, offset: int) -> int:
         """Walk the whole records in `piece`, which lies at `offset`; return how many bytes they take."""
@@ -168,10 +168,23 @@ class _Walk:
         if not len(begins):
             return
         descriptions = _describe(data, begins, ends, self._name, self.rows)
-        self.sparse = self.sparse or bool((descriptions[:, KEYS] > 0).any())
+        self.sparse = self.sparse or _sparse(descriptions)
+        self._note_labels(descriptions)
         self.columns = max(self.columns, _width(data, descriptions, self._name, self.rows))
         self.places += places[(-self.rows) % STRIDE :: STRIDE].tolist()
         self.rows += len(begins)
+
+    def _note_labels(self, descriptions: Array) -> None:
+        """All records have labels or none has."""
+        if not self._labels:
+            return
+        has = descriptions[:, LABEL_KIND] != 0
+        if self.rows == 0:
+            self.labelled = bool(has[0])
+        if (has != self.labelled).any():
+            record = self.rows + int(np.argmax(has != self.labelled)) + 1
+            states = ("has no label", "has a label") if self.labelled else ("has a label", "has none")
+            raise UserError(f"{self._name} record {record} {states[0]} where record 1 {states[1]}")
 
 
 def _frames(piece: bytes, name: str) -> tuple[Array, Array, Array]:
@@ -222,6 +235,12 @@ def _describe(data: Array, begins: Array, ends: Array, name: str, first: int) ->
     return descriptions
 
 
+def _sparse(descriptions: Array) -> bool:
+    """Return whether records are sparse: they have keys, or no values but a shape."""
+    empty = (descriptions[:, VALUES] == 0) & (descriptions[:, WIDTH_OF] > 0)
+    return bool(((descriptions[:, KEYS] > 0) | empty).any())
+
+
 def _width(data: Array, descriptions: Array, name: str, first: int) -> int:
     shaped = descriptions[:, WIDTH_OF]
     sparse = descriptions[:, KEYS] > 0
@@ -249,9 +268,7 @@ def _features(data: Array, descriptions: Array, columns: int, sparse: bool, name
     return Csr(indptr, indices, values, columns)
 
 
-def _labels(data: Array, descriptions: Array, options: Options, name: str, first: int) -> Array | None:
-    if options.label_size == 0 or not (descriptions[:, LABEL_KIND] != 0).any():
-        return None
+def _labels(data: Array, descriptions: Array, name: str, first: int) -> Array:
     label = np.empty(len(descriptions), dtype=np.float32)
     code, record = fill_labels(data, descriptions, label)
     if code != OK:

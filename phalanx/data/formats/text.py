@@ -7,7 +7,7 @@ from typing import final
 from ...contracts import Records
 from ...errors import UserError
 from ..format import Options, RowIndex, Table
-from ..lines import index_lines, line_of, read_lines
+from ..lines import index_lines, line_of, lines_of
 from ..source import Source
 
 
@@ -35,12 +35,11 @@ def decoded_lines(source: Source, index: RowIndex, start: int, stop: int) -> lis
     Raises:
         UserError: a line that is no UTF-8, named.
     """
-    data, starts = read_lines(source, index, start, stop)
     lines: list[str] = []
-    for row, (begin, end) in enumerate(zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)):
+    for row, line in enumerate(lines_of(source, index, start, stop)):
         try:
-            lines.append(data[begin:end].tobytes().decode().strip())
+            lines.append(line.decode().strip())
         except UnicodeDecodeError as error:
-            line = line_of(source, index, start + row)
-            raise UserError(f"{source.name} line {line} is no UTF-8 text: {error.reason}") from None
+            number = line_of(source, index, start + row)
+            raise UserError(f"{source.name} line {number} is no UTF-8 text: {error.reason}") from None
     return lines
