@@ -16,11 +16,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import numbers
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 from .errors import UserError, nearest
 
@@ -104,6 +105,7 @@ def parse(cls: type[H], given: Mapping[str, Any], *, owner: str) -> H:
     hints = typing.get_type_hints(cls)
     values: dict[str, Any] = {}
     for key, value in given.items():
+        key = str(key)  # YAML may make a number of a name
         if key not in names:
             raise UserError(f"{owner} has no hyperparameter '{key}'; {nearest(key, names)}")
         name = names[key]
@@ -213,7 +215,7 @@ def _convert(name: str, hint: Any, value: Any, declared: _Declared) -> Any:
     for kind in kinds:
         try:
             converted = _as(kind, value)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             continue
         if kind in (int, float):
             _check_range(name, converted, value, declared)
@@ -239,7 +241,7 @@ def _as(kind: Any, value: Any) -> Any:
     if kind is int:
         return _as_int(value)
     if kind is float:
-        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
             raise ValueError
         return float(value)
     if kind is str:
@@ -266,13 +268,12 @@ def _as_bool(value: Any) -> bool:
 
 
 def _as_int(value: Any) -> int:
-    if isinstance(value, bool):
+    if isinstance(value, bool) or not isinstance(value, (numbers.Real, str)):
         raise ValueError
-    if isinstance(value, float):
-        if value != int(value):
-            raise ValueError
-        return int(value)
-    return int(value)
+    number = int(cast(Any, value))
+    if not isinstance(value, str) and number != value:
+        raise ValueError
+    return number
 
 
 def _as_items(value: Any) -> list[Any]:
@@ -294,7 +295,7 @@ def _check_range(name: str, number: float, given: Any, declared: _Declared) -> N
     low, high = declared.low, declared.high
     too_low = low is not None and (number < low or (declared.open_low and number == low))
     too_high = high is not None and (number > high or (declared.open_high and number == high))
-    if not math.isfinite(number) or too_low or too_high:
+    if (isinstance(number, float) and not math.isfinite(number)) or too_low or too_high:
         extent = _range_text(declared)
         allowed = f"in {extent}" if extent else "a finite number"
         raise UserError(f"{name}={_shown(given)} is not allowed: it must be {allowed} ({declared.help})")

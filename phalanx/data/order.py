@@ -76,7 +76,7 @@ def shuffled(rows: int, *, seed: int, epoch: int, page: int) -> Array:
     Pages of `page` neighbouring rows are permuted over the whole epoch, then rows within windows of 64 pages, so that a reader
     touches 64 places of a file at a time whatever its size. `page=1` is a full permutation.
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), epoch]))
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed & (2**64 - 1), epoch], dtype=np.uint64)))
     if page == 1:
         return generator.permutation(rows)
     pages = generator.permutation(-(-rows // page))

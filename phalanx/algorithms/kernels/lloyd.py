@@ -25,6 +25,11 @@ class Reduction:
     seed: int
 
 
+def random_stream(seed: int, number: int) -> np.random.Generator:
+    """Return the random numbers that `number` names under `seed`."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed & (2**64 - 1), number], dtype=np.uint64)))
+
+
 def choose(points: Array, weights: Array, k: int, init: Init, generator: np.random.Generator) -> Array:
     """Return the row numbers of k starting centres among weighted points; some repeat where distinct points run out."""
     if init == "kmeans++":
@@ -46,7 +51,7 @@ def trial(points: Array, weights: Array, reduction: Reduction, number: int) -> t
     Returns:
         The weighted mean squared distance, and the centres (k, D) float32 that it belongs to.
     """
-    generator = np.random.Generator(np.random.Philox(key=[reduction.seed & (2**64 - 1), number]))
+    generator = random_stream(reduction.seed, number)
     centers = points[choose(points, weights, reduction.k, reduction.init, generator)]
     assigner = Assigner(1)
     labels, distances = assigner.assign(points, Centers(centers))

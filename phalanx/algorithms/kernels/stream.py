@@ -14,7 +14,7 @@ from ...errors import UserError
 from ..fixed_point import grid, snap
 from ..reading import NumericBatches
 from . import kmeans as loops
-from .lloyd import Init, Reduction, choose, trial
+from .lloyd import Init, Reduction, choose, random_stream, trial
 from .nearest import Assigner, Centers, dense_rows
 
 Part = tuple[Batch, Array | Csr, Array]  # of a batch: this rank's part, its features, largest magnitudes over all ranks
@@ -98,7 +98,7 @@ def start(world: Collective, batches: NumericBatches, count: int, batch_rows: in
             pass  # in order of rows the bad one is found, and named
     vectors = np.concatenate(world.all_gather(dense_rows(rows, 0, len(batch))))
     if init == "kmeans++":
-        generator = np.random.Generator(np.random.Philox(key=[seed & (2**64 - 1), 2**32]))
+        generator = random_stream(seed, 2**32)
         chosen = choose(vectors, np.ones(len(vectors)), count, init, generator) if world.rank == 0 else np.zeros(0, np.int64)
         vectors = vectors[world.broadcast(chosen)]
     centers = vectors[:count]
