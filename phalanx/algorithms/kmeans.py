@@ -52,7 +52,7 @@ class KMeansHyperparameters:
         0, low=0, help="rows after which a row weighs half as much as a new one; 0: rows never lose weight"
     )
     init_method: Literal["random", "kmeans++"] = hyper(
-        "random", tunable=("random", "kmeans++"), help="how the stream's first centres are chosen among its first rows"
+        "random", tunable=("random", "kmeans++"), help="how the stream's first centres are chosen from a sample of all rows"
     )
     local_lloyd_init_method: Literal["random", "kmeans++"] = hyper(
         "kmeans++", help="how the final reduction chooses its first centres"
