@@ -1,11 +1,18 @@
-"""One worker's process, from the moment it exists: log, environment, threads, then its target or its command."""
+"""One worker's process, from the moment it exists: log, environment, threads, then its target or its command.
+
+A forked worker starts with a copy of the warm server's random generators: a target seeds what it draws from. It ends by
+`os._exit`: its threads are not waited for, and nothing registered with `atexit` runs, for that would be the server's.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import faulthandler
 import importlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -16,7 +23,9 @@ from typing import Any, TextIO, final
 
 from .. import environment
 from ..contracts import Json, WorkerContext
-from ..errors import EXIT_ALGORITHM, UserError, from_record, to_record
+from ..errors import EXIT_ALGORITHM, AlgorithmError, PhalanxError, UserError, from_record, to_record
+
+_PARENT_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +58,15 @@ class EventPipe:
         self._torn = False
 
     def send(self, event: Mapping[str, Json]) -> None:
-        """Send one event."""
-        line = json.dumps({"at": time.time(), **event}).encode() + b"\n"
+        """Send one event. A supervisor that does not keep up makes the worker wait.
+
+        Raises:
+            AlgorithmError: it holds something that is no JSON value.
+        """
+        try:
+            line = json.dumps({"at": time.time(), **event}).encode() + b"\n"
+        except (TypeError, ValueError) as error:
+            raise AlgorithmError(f"an event must hold JSON values only: {error}") from None
         with self._lock:
             data = memoryview(b"\n" + line if self._torn else line)
             self._torn = True  # until all of it is written: a signal handler may raise in between
@@ -62,41 +78,49 @@ class EventPipe:
             self._torn = False
 
 
-def run_child(request: ChildRequest, *, log: int, events: int, store: int | None) -> int:
-    """Run what was asked in this process; return its exit code. A command replaces the process."""
-    _redirect(log)
-    environment.replace(request.environment)
-    if request.folder is not None:
-        os.chdir(request.folder)
-    if request.command is not None:
-        return _become_command(request.command, events, store)
-    faulthandler.enable()
+def run_child(request: ChildRequest, *, events: int, store: int | None) -> int:
+    """Run what was asked in this process, whose stdout and stderr are its log; return its exit code.
+
+    A command replaces the process. A target's exception is declared to the supervisor before the process ends.
+    """
+    _prepare_streams()
     pipe = EventPipe(events)
-    context = WorkerContext(
-        rank=request.rank,
-        size=request.size,
-        local_rank=request.rank,
-        threads=request.threads,
-        attempt=request.attempt,
-        payload=request.payload,
-        send=pipe.send,
-        store_fd=store,
-    )
-    code = EXIT_ALGORITHM
+    code: object = EXIT_ALGORITHM
     try:
+        environment.replace(request.environment)
+        _enter(request.folder)
+        if request.command is not None:
+            _become_command(request.command, events, store)
+        for fd in (events,) if store is None else (events, store):
+            os.set_inheritable(fd, False)  # a process that the target starts must not hold them open
+        faulthandler.enable()
+        if sys.platform != "linux":
+            end_with_parent(os.getppid())
         limit_threads(request.threads)
-        code = _call(str(request.target), context)
+        _call(str(request.target), _context(request, pipe, store))
+        code = 0
     except SystemExit as ended:
-        code = ended.code if isinstance(ended.code, int) else EXIT_ALGORITHM if ended.code else 0
+        code = ended.code
     except BaseException as error:
         record = to_record(error)
         pipe.send({"kind": "failure", "error": record})
         sys.stderr.write(record["details"])
-        code = from_record(record).exit_code
+        code = error.exit_code if isinstance(error, PhalanxError) else from_record(record).exit_code
     finally:
         _flush(sys.stdout)
         _flush(sys.stderr)
-    return code
+        ctypes.CDLL(None).fflush(None)  # what C libraries printed
+    return exit_code(code)
+
+
+def exit_code(given: object) -> int:
+    """Return the exit code that `sys.exit(given)` means; text goes to stderr, as in any Python program."""
+    if given is None:
+        return 0
+    if isinstance(given, int):
+        return given & 0xFF
+    sys.stderr.write(f"{given}\n")
+    return EXIT_ALGORITHM
 
 
 def limit_threads(threads: int) -> None:
@@ -110,40 +134,74 @@ def limit_threads(threads: int) -> None:
         torch.set_num_threads(threads)
     numba = sys.modules.get("numba")
     if numba is not None:
-        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+        numba.config.reload_config()  # now: NUMBA_NUM_THREADS found changed once its pool runs is an error
+        numba.set_num_threads(min(threads, numba.np.ufunc.parallel.NUM_THREADS))
 
 
-def _call(target: str, context: WorkerContext) -> int:
+def end_with_parent(parent: int) -> None:
+    """End this process soon after `parent` has, where the kernel does not see to that."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_SECONDS)
+        os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=watch, name="phalanx-parent", daemon=True).start()
+
+
+def _context(request: ChildRequest, pipe: EventPipe, store: int | None) -> WorkerContext:
+    return WorkerContext(
+        rank=request.rank,
+        size=request.size,
+        local_rank=request.rank,
+        threads=request.threads,
+        attempt=request.attempt,
+        payload=request.payload,
+        send=pipe.send,
+        store_fd=store,
+    )
+
+
+def _enter(folder: str | None) -> None:
+    if folder is None:
+        return
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        raise UserError(f"the working directory {folder} cannot be entered: {error.strerror}") from None
+
+
+def _call(target: str, context: WorkerContext) -> None:
     module, _, name = target.partition(":")
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise UserError(f"the worker's target '{target}' cannot be loaded: {error}") from error
     function(context)
-    return 0
 
 
-def _become_command(command: list[str], events: int, store: int | None) -> int:
+def _become_command(command: list[str], events: int, store: int | None) -> None:
+    """Return only by raising."""
     if store is not None:
         os.close(store)  # the command's own store listens there
-    os.set_inheritable(events, True)
+    for fd in map(int, os.listdir("/dev/fd")):  # of all that the server's libraries may hold open, it gets one
+        with contextlib.suppress(OSError):
+            os.set_inheritable(fd, fd <= 2 or fd == events)
     environment.set_variable(environment.EVENTS_FD, str(events))
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)  # Python ignores them, and exec keeps that
     try:
         os.execvp(command[0], command)
     except OSError as error:
-        cannot = UserError(f"cannot run {command[0]}: {error.strerror}")
-        EventPipe(events).send({"kind": "failure", "error": to_record(cannot)})
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
         traceback.print_exc()
-        return 2
+        raise UserError(f"cannot run {command[0]}: {error.strerror}") from None
 
 
-def _redirect(log: int) -> None:
+def _prepare_streams() -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
     os.close(null)
-    os.close(log)
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
             stream.reconfigure(line_buffering=True, errors="backslashreplace", encoding="utf-8")  # type: ignore[union-attr]

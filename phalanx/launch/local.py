@@ -23,7 +23,9 @@ from .warm import WarmServer, acquire_server
 
 LOOPBACK = "127.0.0.1"
 _READ = 1 << 16
+_PIPE = 1 << 20  # the most that the kernel lets an ordinary process keep in a pipe
 _MAX_LINE = 1 << 26
+_CLOSE_SECONDS, _CLOSE_POLL_SECONDS = 10.0, 0.1
 
 
 @final
@@ -57,20 +59,25 @@ class LocalLauncher:
         except (TypeError, ValueError) as error:
             raise AlgorithmError(f"the workers' payload must be JSON values: {error}") from None
         spec.log_folder.mkdir(parents=True, exist_ok=True)
-        with socket.create_server((LOOPBACK, 0), backlog=spec.workers + 8) as listener:
-            port = listener.getsockname()[1]
-            if spec.command is not None:
-                listener.close()  # the command's rank 0 listens there itself
-            server = acquire_server(spec.preload, fork=self._fork)
-            workers = LocalWorkers(server)
-            try:
-                for rank in range(spec.workers):
-                    store = listener.fileno() if rank == 0 and spec.target is not None and spec.workers > 1 else None
-                    workers.add(rank, spec, port, store)
-                workers.await_pids()
-            except BaseException:
-                workers.close()
-                raise
+        try:
+            with socket.create_server((LOOPBACK, 0), backlog=spec.workers + 8) as listener:
+                return self._start(spec, listener)
+        except OSError as error:
+            raise PlatformError(f"the worker group cannot be started: {error}") from error
+
+    def _start(self, spec: WorkerSpec, listener: socket.socket) -> LocalWorkers:
+        port = listener.getsockname()[1]
+        if spec.command is not None:
+            listener.close()  # the command's rank 0 listens there itself
+        workers = LocalWorkers(acquire_server(() if spec.command is not None else spec.preload, fork=self._fork))
+        try:
+            for rank in range(spec.workers):
+                store = listener.fileno() if rank == 0 and spec.target is not None and spec.workers > 1 else None
+                workers.add(rank, spec, port, store)
+            workers.await_pids()
+        except BaseException:
+            workers.close()
+            raise
         return workers
 
 
@@ -83,6 +90,8 @@ class _Worker:
     status: int | None
     pid: int | None = None
     code: int | None = None
+    ended_at: float | None = None
+    refused: str | None = None  # why there is no process
     exited: bool = False  # told by poll
     event_tail: bytearray = field(default_factory=bytearray)
     status_tail: bytearray = field(default_factory=bytearray)
@@ -119,28 +128,32 @@ class LocalWorkers:
             "target": spec.target,
             "command": None if spec.command is None else list(spec.command),
             "payload": spec.payload,
-            "folder": None if spec.folder is None else str(spec.folder),
+            "folder": str(spec.folder) if spec.folder is not None else _here(),
         }
-        log = os.open(spec.log_folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        events, events_in = os.pipe()
-        status, status_in = os.pipe()
-        worker = _Worker(rank, events, status)
-        self._workers.append(worker)
-        try:
+        with contextlib.ExitStack() as files:
+            log = os.open(spec.log_folder / f"rank-{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+            files.callback(os.close, log)
+            worker = _Worker(rank, None, None)
+            self._workers.append(worker)
+            worker.events, events_in = self._open_pipe(worker, "events")
+            files.callback(os.close, events_in)
+            worker.status, status_in = self._open_pipe(worker, "status")
+            files.callback(os.close, status_in)
             self._server.spawn(request, SpawnFds(log, events_in, status_in, store))
-        finally:
-            for fd in (log, events_in, status_in):
-                os.close(fd)
-        for fd, kind in ((events, "events"), (status, "status")):
-            os.set_blocking(fd, False)
-            self._selector.register(fd, selectors.EVENT_READ, (worker, kind))
+
+    def _open_pipe(self, worker: _Worker, kind: Literal["events", "status"]) -> tuple[int, int]:
+        ours, theirs = os.pipe()
+        os.set_blocking(ours, False)
+        self._selector.register(ours, selectors.EVENT_READ, (worker, kind))
+        return ours, theirs
 
     def await_pids(self) -> None:
         """Wait until the server has forked every worker."""
         while any(w.pid is None for w in self._workers):
             self._collect(1.0)
             if any(w.pid is None and w.status is None for w in self._workers):
-                raise PlatformError("the warm server ended before it had started the workers")
+                refused = next((w.refused for w in self._workers if w.refused), None)
+                raise PlatformError(refused) if refused else self._server.lost("the workers were not started yet")
 
     def poll(self, timeout_s: float) -> Sequence[Event | Exit]:
         """Return what happened, waiting at most `timeout_s` for something."""
@@ -173,10 +186,10 @@ class LocalWorkers:
         if self._closed:
             return
         self._closed = True
-        self._signal(signal.SIGKILL)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + _CLOSE_SECONDS
         while any(w.status is not None for w in self._workers) and time.monotonic() < deadline:
-            self._collect(0.1)
+            self._signal(signal.SIGKILL)  # again: a worker may be told of only now
+            self._collect(_CLOSE_POLL_SECONDS)
         for worker in self._workers:
             self._drop(worker, "events")
             self._drop(worker, "status")
@@ -210,14 +223,12 @@ class LocalWorkers:
             self._drop(worker, "events")
             return False
         worker.event_tail += data
-        *lines, rest = worker.event_tail.split(b"\n")
-        worker.event_tail = bytearray(rest if len(rest) <= _MAX_LINE else b"")
-        for line in filter(None, lines):
-            try:
-                body = json.loads(line)
-                self._pending.append(Event(worker.rank, float(body.get("at", time.time())), body))
-            except (ValueError, AttributeError):
-                continue  # a command wrote something else into the pipe
+        if b"\n" in data:
+            *lines, rest = bytes(worker.event_tail).split(b"\n")
+            worker.event_tail = bytearray(rest)
+            self._pending.extend(event for line in lines if (event := _parse(worker.rank, line)) is not None)
+        if len(worker.event_tail) > _MAX_LINE:
+            worker.event_tail.clear()  # what follows is no JSON, and is passed over
         return True
 
     def _read_status(self, worker: _Worker) -> None:
@@ -228,21 +239,31 @@ class LocalWorkers:
         except BlockingIOError:
             return
         worker.status_tail += data
-        *lines, rest = worker.status_tail.split(b"\n")
+        *lines, rest = bytes(worker.status_tail).split(b"\n")
         worker.status_tail = bytearray(rest)
         for line in lines:
             message = json.loads(line)
             worker.pid = message.get("pid", worker.pid)
+            worker.refused = message.get("error")
             worker.code = message.get("code", worker.code)
+            worker.ended_at = message.get("time")
         if not data:
             self._drop(worker, "status")
             if worker.code is None and worker.pid is not None:
-                worker.code = -signal.SIGKILL  # the server was killed, and the kernel killed its workers
+                self._signal(
+                    signal.SIGKILL
+                )  # the server was killed, and the kernel kills its workers; their descendants it does not
+                worker.code = -signal.SIGKILL
         if worker.code is not None and not worker.exited:
-            worker.exited = True
-            while self._read_events(worker):
-                pass
-            self._pending.append(Exit(worker.rank, worker.code, time.time()))
+            self._note_exit(worker, worker.code)
+
+    def _note_exit(self, worker: _Worker, code: int) -> None:
+        worker.exited = True
+        for _ in range(_PIPE // _READ):  # no more fits into the pipe, so that nobody who still holds it can keep us here
+            if not self._read_events(worker):
+                break
+        self._drop(worker, "events")
+        self._pending.append(Exit(worker.rank, code, worker.ended_at or time.time()))
 
     def _drop(self, worker: _Worker, kind: Literal["events", "status"]) -> None:
         fd = worker.events if kind == "events" else worker.status
@@ -254,3 +275,22 @@ class LocalWorkers:
             worker.events = None
         else:
             worker.status = None
+
+
+def _parse(rank: int, line: bytes) -> Event | None:
+    """Return the event in a line; None for what a command may write there else, or had no time to finish."""
+    try:
+        body = json.loads(line)
+        if isinstance(body, dict) and isinstance(body.get("kind"), str):
+            return Event(rank, float(body.get("at", time.time())), body)
+    except (ValueError, TypeError, RecursionError):
+        pass
+    return None
+
+
+def _here() -> str | None:
+    """Return the working directory, None where it was removed."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None

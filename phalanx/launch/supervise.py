@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,7 @@ _POLL_SECONDS = 0.1
 _DECLARE_SECONDS = 2.0  # after the first failure the other ranks may still declare theirs
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 60.0
 _LOG_TAIL = 4096
+_SHOWN = 500  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,56 +50,78 @@ class Outcome:
 
 @final
 class StopRequest:
-    """Asks a running job to stop, from any thread or a signal handler; a second request does not wait for the workers."""
+    """Asks a running job to stop, from any thread or a signal handler; a second request does not wait for the workers.
+
+    There is no lock in it: a handler may run while its own thread would hold one.
+    """
 
     def __init__(self) -> None:
-        self.reason: str | None = None
-        self.exit_code = EXIT_SIGTERM
-        self.urgent = False
-        self._event = threading.Event()
+        self._requests: list[tuple[str, int]] = []
+
+    @property
+    def reason(self) -> str | None:
+        """What asked first, None while nobody has."""
+        return self._requests[0][0] if self._requests else None
+
+    @property
+    def exit_code(self) -> int:
+        """The exit code of a job that is stopped."""
+        return self._requests[0][1] if self._requests else EXIT_SIGTERM
+
+    @property
+    def urgent(self) -> bool:
+        """Whether somebody asked again."""
+        return len(self._requests) > 1
 
     def request(self, reason: str, exit_code: int) -> None:
         """Ask; the first reason stays."""
-        if self.reason is not None:
-            self.urgent = True
-            return
-        self.reason, self.exit_code = reason, exit_code
-        self._event.set()
+        self._requests.append((reason, exit_code))
 
     def requested(self) -> bool:
         """Return whether somebody asked."""
-        return self.reason is not None
+        return bool(self._requests)
 
     def wait(self, seconds: float) -> bool:
         """Wait at most so long for a request; return whether there is one."""
-        return self._event.wait(seconds)
+        end = time.monotonic() + seconds
+        while not self._requests and (left := end - time.monotonic()) > 0:
+            time.sleep(min(left, _POLL_SECONDS))
+        return self.requested()
 
 
 def decide(error: PhalanxError, restarts: int, budget: Budget) -> Retry | GiveUp:
     """Return what to do after a failed attempt: only what another attempt may mend is tried again."""
     if isinstance(error, (UserError, Stopped)) or restarts >= budget.max_restarts:
         return GiveUp()
-    return Retry(min(_MAX_DELAY_S, _FIRST_DELAY_S * 2 ** (restarts - 1)) if restarts else 0.0)
+    delay_s = _FIRST_DELAY_S * 2.0 ** min(restarts - 1, 30) if restarts else 0.0
+    return Retry(min(_MAX_DELAY_S, delay_s))
 
 
-def root_cause(events: Sequence[Event], exits: Sequence[Exit], logs: Path) -> PhalanxError | None:
+def root_cause(events: Sequence[Event], exits: Sequence[Exit], log_tail: Callable[[int], str]) -> PhalanxError | None:
     """Return why a group failed, None when it did not.
 
     A failure that a rank declared beats one that is only seen from outside, and the earliest wins; but a declared
     `PlatformError` (a peer was lost) follows from a crash, and yields to it.
+
+    Args:
+        events: the failures that ranks declared.
+        exits: how ranks ended, but for those that were ended from here.
+        log_tail: returns the end of a rank's log.
     """
-    declared = sorted((e for e in events if e.body.get("kind") == "failure"), key=lambda e: float(e.body["error"]["time"]))
-    own = [e for e in declared if e.body["error"]["kind"] not in ("PlatformError", "Stopped")]
-    if own:
-        return _declared(own[0])
-    silent = {e.rank for e in declared}
-    crashes = sorted((e for e in exits if e.code != 0 and e.rank not in silent), key=lambda e: (e.code >= 0, e.time))
+    declared = sorted((_declared(event) for event in events), key=lambda found: found.time)
+    for found in declared:
+        if isinstance(found.error, (UserError, AlgorithmError)):
+            return found.error
+    spoken = {event.rank for event in events}
+    crashes = sorted((e for e in exits if e.code != 0 and e.rank not in spoken), key=lambda e: (e.code >= 0, e.time))
     if crashes:
-        return _crash(crashes[0], logs)
-    if declared:
-        lost = [e for e in declared if e.body["error"]["kind"] == "PlatformError"]
-        return _declared((lost or declared)[0])
-    return None
+        return _crash(crashes[0], log_tail(crashes[0].rank))
+    for found in declared:
+        if isinstance(found.error, Stopped):  # nobody here asked for it; the others lose contact with a rank that stops
+            error = PlatformError(f"worker {found.rank} was interrupted from outside: {found.error}")
+            error.details = found.error.details
+            return error
+    return declared[0].error if declared else None
 
 
 def supervise(
@@ -124,113 +147,170 @@ def supervise(
         on_event: told of every event but failures.
         on_group: told of every new group and its attempt.
     """
-    deadline = None if max_runtime_s is None else time.monotonic() + max_runtime_s
+    limit = _Limit(stop, None if max_runtime_s is None else time.monotonic() + max_runtime_s)
     restarts = 0
-    while True:
-        workers = launcher.start(replace(spec, attempt=restarts))
-        try:
-            on_group(workers.members, restarts)
-            watch = _Watch(workers, stop, deadline, grace_s, on_event)
-            watch.run()
-        finally:
-            workers.close()
-        if watch.stopped is not None:
-            return Outcome(watch.stopped, watch.secondary, restarts)
-        error = root_cause(watch.events, watch.exits, spec.log_folder)
+    stopped = limit.reached()
+    while stopped is None:
+        attempt = _Attempt(replace(spec, attempt=restarts), limit, grace_s, on_event)
+        error = attempt.run(launcher, on_group)
+        stopped = attempt.stopped
+        if stopped is not None:
+            break
         if error is None:
             return Outcome(None, "Completed", restarts)
         decision = decide(error, restarts, budget)
         if isinstance(decision, GiveUp):
-            if isinstance(error, Stopped):  # nobody here asked for it: the workers were told by somebody else
-                error = PlatformError(f"a worker was interrupted: {error}")
             return Outcome(error, "Failed", restarts)
-        if stop.wait(decision.delay_s):
-            return Outcome(_stopped(stop), "Stopped", restarts)
-        restarts += 1
+        stopped = limit.pause(decision.delay_s)
+        if stopped is None:
+            restarts += 1
+    return Outcome(stopped, limit.secondary, restarts)
 
 
 @final
-class _Watch:
-    """One attempt: waits until every worker has ended, and sees to it that they do."""
+class _Limit:
+    """What may end a job early: somebody asks for it, or its time is up."""
 
-    def __init__(
-        self, workers: Workers, stop: StopRequest, deadline: float | None, grace_s: float, on_event: Callable[[Event], None]
-    ) -> None:
-        self.events: list[Event] = []  # failures
-        self.exits: list[Exit] = []
-        self.stopped: Stopped | None = None
+    def __init__(self, stop: StopRequest, deadline: float | None) -> None:
+        self.stop = stop
         self.secondary = "Stopped"
-        self._workers = workers
-        self._stop = stop
         self._deadline = deadline
+
+    def reached(self) -> Stopped | None:
+        """Return why the job has to stop now, None as long as it may go on."""
+        if self.stop.requested():
+            return Stopped(self.stop.reason or "the job was asked to stop", self.stop.exit_code)
+        if self._deadline is not None and time.monotonic() >= self._deadline:
+            self.secondary = "MaxRuntimeExceeded"
+            return Stopped("the job ran longer than max_runtime_s allows")
+        return None
+
+    def pause(self, seconds: float) -> Stopped | None:
+        """Let so much time pass, less when the job has to stop before; return why it has to."""
+        if self._deadline is not None:
+            seconds = min(seconds, self._deadline - time.monotonic())
+        self.stop.wait(seconds)
+        return self.reached()
+
+
+@final
+class _Attempt:
+    """One group: starts it, waits until every worker has ended, and sees to it that they do."""
+
+    def __init__(self, spec: WorkerSpec, limit: _Limit, grace_s: float, on_event: Callable[[Event], None]) -> None:
+        self.stopped: Stopped | None = None
+        self._spec = spec
+        self._limit = limit
         self._grace_s = grace_s
         self._on_event = on_event
-        self._left = len(workers.members)
+        self._failures: list[Event] = []
+        self._exits: list[Exit] = []
+        self._left = spec.workers
         self._killed = False
         self._failed_at: float | None = None
 
-    def run(self) -> None:
-        """Wait for all exits."""
-        while self._left:
-            for happened in self._workers.poll(_POLL_SECONDS):
-                self._take(happened)
-            self._check_stop()
-            self._check_failure()
+    def run(self, launcher: Launcher, on_group: Callable[[Sequence[Member], int], None]) -> PhalanxError | None:
+        """Run the group to its end; return why it failed, None when it did not or was stopped."""
+        logs = _Logs(self._spec.log_folder, self._spec.workers)
+        try:
+            workers = launcher.start(self._spec)
+        except PlatformError as error:
+            return error
+        try:
+            on_group(workers.members, self._spec.attempt)
+            while self._left:
+                for happened in workers.poll(_POLL_SECONDS):
+                    self._take(happened)
+                self._check_limit(workers)
+                self._check_failure(workers)
+        finally:
+            workers.close()
+        return None if self.stopped is not None else root_cause(self._failures, self._exits, logs.tail)
 
     def _take(self, happened: Event | Exit) -> None:
-        if isinstance(happened, Exit):
-            self._left -= 1
-            self.exits.append(happened)
-            if happened.code != 0:
-                self._note_failure()
-        elif happened.body.get("kind") == "failure":
-            self.events.append(happened)
-            self._note_failure()
-        else:
-            self._on_event(happened)
-
-    def _check_stop(self) -> None:
-        if self.stopped is None:
-            if self._stop.requested():
-                self.stopped = _stopped(self._stop)
-            elif self._deadline is not None and time.monotonic() >= self._deadline:
-                self.stopped, self.secondary = Stopped("the job ran longer than max_runtime_s allows"), "MaxRuntimeExceeded"
-            else:
+        if isinstance(happened, Event):
+            if happened.body.get("kind") != "failure":
+                self._on_event(happened)
                 return
-            self._workers.stop(self._grace_s)
-        elif self._stop.urgent and not self._killed:
-            self._killed = True
-            self._workers.stop(0)
+            self._failures.append(happened)
+        else:
+            self._left -= 1
+            if happened.code == 0 or (self._killed and happened.code == -signal.SIGKILL):
+                return  # ended well, or from here
+            self._exits.append(happened)
+        if self._failed_at is None:
+            self._failed_at = time.monotonic()
 
-    def _check_failure(self) -> None:
+    def _check_limit(self, workers: Workers) -> None:
+        if self._left == 0 or self._killed:
+            return
+        if self.stopped is not None:
+            if self._limit.stop.urgent:
+                self._kill(workers)
+            return
+        reached = self._limit.reached()
+        if reached is None:
+            return
+        if self._failed_at is not None:  # it has failed before somebody asked: that stands, and is not waited with
+            self._kill(workers)
+            return
+        self.stopped = reached
+        workers.stop(self._grace_s)
+
+    def _check_failure(self, workers: Workers) -> None:
         """Survivors of a failure are not waited for: they get a moment to declare theirs."""
         if self._failed_at is None or self.stopped is not None or self._killed:
             return
         if time.monotonic() - self._failed_at >= _DECLARE_SECONDS:
-            self._killed = True
-            self._workers.stop(0)
+            self._kill(workers)
 
-    def _note_failure(self) -> None:
-        if self._failed_at is None:
-            self._failed_at = time.monotonic()
-
-
-def _stopped(stop: StopRequest) -> Stopped:
-    return Stopped(stop.reason or "the job was asked to stop", stop.exit_code)
+    def _kill(self, workers: Workers) -> None:
+        self._killed = True
+        workers.stop(0)
 
 
-def _declared(event: Event) -> PhalanxError:
-    return from_record(event.body["error"])
+@final
+class _Logs:
+    """The logs of one attempt, which are appended to those of the attempts before."""
+
+    def __init__(self, folder: Path, workers: int) -> None:
+        self._paths = [folder / f"rank-{rank}.log" for rank in range(workers)]
+        self._begin = [path.stat().st_size if path.exists() else 0 for path in self._paths]
+
+    def tail(self, rank: int) -> str:
+        """Return the last lines that a rank wrote in this attempt."""
+        try:
+            with self._paths[rank].open("rb") as file:
+                file.seek(max(self._begin[rank], self._paths[rank].stat().st_size - _LOG_TAIL))
+                return file.read().decode("utf-8", "replace")
+        except OSError:
+            return ""
 
 
-def _crash(seen: Exit, logs: Path) -> PhalanxError:
-    tail = _log_tail(logs / f"rank-{seen.rank}.log")
+@dataclass(frozen=True, slots=True)
+class _Declared:
+    """A failure that a rank declared."""
+
+    rank: int
+    time: float
+    error: PhalanxError
+
+
+def _declared(event: Event) -> _Declared:
+    try:
+        record = event.body["error"]
+        return _Declared(event.rank, float(record["time"]), from_record(record))
+    except (KeyError, TypeError, ValueError, AttributeError):  # a command wrote it by hand
+        error = AlgorithmError(f"worker {event.rank} declared a failure: {json.dumps(event.body)[:_SHOWN]}")
+        return _Declared(event.rank, event.time, error)
+
+
+def _crash(seen: Exit, tail: str) -> PhalanxError:
     if seen.code < 0:
-        name = _signal_name(-seen.code)
         hint = "; perhaps the machine ran out of memory" if -seen.code == signal.SIGKILL else ""
-        error: PhalanxError = PlatformError(f"worker {seen.rank} was killed by {name}{hint}")
+        error: PhalanxError = PlatformError(f"worker {seen.rank} was killed by {_signal_name(-seen.code)}{hint}")
     else:
-        last = tail.strip().splitlines()[-1] if tail.strip() else "its log is empty"
+        last = tail.strip().splitlines()[-1][:_SHOWN] if tail.strip() else "its log is empty"
         error = AlgorithmError(f"worker {seen.rank} ended with exit code {seen.code}: {last}")
     error.details = tail
     return error
@@ -241,12 +321,3 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
-
-
-def _log_tail(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, path.stat().st_size - _LOG_TAIL))
-            return file.read().decode("utf-8", "replace")
-    except OSError:
-        return ""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Sequence
 from typing import Any, final
@@ -22,6 +22,8 @@ sys.path[:] = json.loads(sys.argv[1])["path"]
 from phalanx.launch.forkserver import main
 main(sys.argv[1:])
 """
+_END_SECONDS = 5.0
+_LAST_WORDS = 2000
 
 
 @final
@@ -29,14 +31,15 @@ class WarmServer:
     """A running server; `acquire` and `release` count the groups that use it, and a retired one ends with its last group."""
 
     def __init__(self, preload: Sequence[str], *, fork: bool) -> None:
-        self.modules = frozenset(preload)
-        self.owner = os.getpid()
+        self.modules = tuple(preload)
         self._users = 0
         self._retired = False
         self._lock = threading.Lock()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - read when the server is found dead, closed by `close`
         ours, theirs = socket.socketpair()
         with theirs:
             given = {
+                "parent": os.getpid(),
                 "socket": theirs.fileno(),
                 "fork": fork,
                 "preload": list(preload),
@@ -48,7 +51,7 @@ class WarmServer:
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+                stderr=self._stderr,
                 start_new_session=True,  # the terminal's Ctrl-C is for this process, which then stops the workers in order
             )
 
@@ -58,8 +61,8 @@ class WarmServer:
         return self._process.pid
 
     def alive(self) -> bool:
-        """Return whether the server still runs and is this process's own."""
-        return self.owner == os.getpid() and self._process.poll() is None
+        """Return whether the server still runs."""
+        return self._process.poll() is None
 
     def acquire(self) -> None:
         """Note one more group that uses the server."""
@@ -83,59 +86,91 @@ class WarmServer:
             self.close()
 
     def spawn(self, request: dict[str, Any], fds: SpawnFds) -> None:
-        """Ask for one worker; its pid and exit come through its status pipe."""
+        """Ask for one worker; its pid and exit come through its status pipe.
+
+        Raises:
+            PlatformError: the server has ended.
+        """
         with self._lock:
             try:
                 send_request(self._socket, request, fds)
             except OSError as error:
-                raise PlatformError(f"the warm server (pid {self.pid}) is gone: {error}") from error
+                raise self.lost(str(error)) from error
+
+    def lost(self, seen: str) -> PlatformError:
+        """Return the error that the server has ended, with what it said last."""
+        error = PlatformError(f"the warm server (pid {self.pid}), which starts the workers, has ended: {seen}")
+        if not self._stderr.closed:
+            # pread: the position in the file is shared with the server, which may still write
+            size = os.fstat(self._stderr.fileno()).st_size
+            error.details = os.pread(self._stderr.fileno(), _LAST_WORDS, max(0, size - _LAST_WORDS)).decode("utf-8", "replace")
+        return error
 
     def close(self) -> None:
         """End the server and every worker it has."""
-        if self.owner != os.getpid():
-            return  # a forked copy of this process must not end its parent's server
         self._socket.close()
         try:
-            self._process.wait(5 if self._users else 0)
+            self._process.wait(_END_SECONDS if self._users else 0)
         except subprocess.TimeoutExpired:  # without workers there is nothing to end in order; it may still be loading modules
             self._process.kill()
             self._process.wait()
+        self._stderr.close()
+
+    def forget(self) -> None:
+        """In a forked copy of the process: let go of a server that is the parent's."""
+        self._socket.close()
+        self._stderr.close()
+        self._process.returncode = 0  # never waited for here
 
 
-_lock = threading.Lock()
-_current: dict[bool, WarmServer] = {}
+@final
+class _Servers:
+    """The servers of this process."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.current: dict[bool, WarmServer] = {}
+        self.all: set[WarmServer] = set()  # also retired ones that still have groups
+
+
+_servers = _Servers()
 
 
 def acquire_server(preload: Sequence[str], *, fork: bool) -> WarmServer:
     """Return a living server that has loaded at least `preload`, counted as used once more."""
-    with _lock:
-        server = _current.get(fork)
+    servers = _servers
+    with servers.lock:
+        server = servers.current.get(fork)
         if server is not None and not server.alive():
-            _discard(server)
+            server.retire()
             server = None
         wanted = list(preload) if fork else []
-        if server is None or not server.modules.issuperset(wanted):
-            union = list(dict.fromkeys([*(sorted(server.modules) if server else []), *wanted]))
-            fresh = WarmServer(union, fork=fork)
+        if server is None or not set(server.modules).issuperset(wanted):
+            fresh = WarmServer(tuple(dict.fromkeys([*(server.modules if server else ()), *wanted])), fork=fork)
             if server is not None:
                 server.retire()
-            _current[fork] = server = fresh
+            servers.current[fork] = server = fresh
+            servers.all = {known for known in servers.all if known.alive()} | {fresh}
         server.acquire()
         return server
 
 
 def close_servers() -> None:
     """End all servers of this process; a later job starts new ones."""
-    with _lock:
-        servers = list(_current.values())
-        _current.clear()
-    for server in servers:
+    with _servers.lock:
+        ending = _servers.all
+        _servers.current, _servers.all = {}, set()
+    for server in ending:
         server.close()
 
 
-def _discard(server: WarmServer) -> None:
-    with contextlib.suppress(OSError):
-        server.close()
+def _forget_in_copy() -> None:
+    """A forked copy of this process starts with no server: the lock may be held, and an open socket keeps a server alive."""
+    global _servers
+    inherited, _servers = _servers.all, _Servers()
+    for server in inherited:
+        server.forget()
 
 
+os.register_at_fork(after_in_child=_forget_in_copy)
 atexit.register(close_servers)
