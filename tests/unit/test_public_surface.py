@@ -51,6 +51,7 @@ def test_algorithms() -> None:
         "local_lloyd_num_trials",
         "local_lloyd_tol",
         "mini_batch_size",
+        "polish_steps",
         "eval_metrics",
     ]
 
