@@ -36,8 +36,12 @@ def agree(name: str, gather: Gather, size: int, action: Callable[[], Json]) -> l
 
 
 def of_channel(name: str, message: str) -> str:
-    """Return an error's text with the channel's name; what a terminal might take for a command is escaped."""
-    text = f"channel '{name}': {message}"
+    """Return an error's text with the channel's name."""
+    return printable(f"channel '{name}': {message}")
+
+
+def printable(text: str) -> str:
+    """Return `text` with whatever a terminal might take for a command escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

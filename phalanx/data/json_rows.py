@@ -19,7 +19,7 @@ from ..errors import UserError
 
 Kind = Literal["dense", "sparse", "records"]
 Where = Callable[[int], str]
-_MAX_COLUMNS = 1 << 40
+_MAX_COLUMNS = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)

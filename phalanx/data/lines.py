@@ -16,7 +16,7 @@ from .format import STRIDE, RowIndex, place_after, place_before
 from .kernels import line_starts, stride_starts
 from .source import CHUNK, Source
 
-MAX_LINE = 1 << 28
+MAX_LINE = 1 << 26
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARALLEL_BYTES = 1 << 20  # below, a second thread costs more than it brings
 T = TypeVar("T")
@@ -40,7 +40,7 @@ def index_lines(source: Source, comment: int = 0) -> tuple[int, Array]:
         comment: lines that begin with this byte are no rows; 0: there are none.
 
     Raises:
-        UserError: a line longer than 256 MiB: the file is no text.
+        UserError: a line longer than 64 MiB: the file is no text.
     """
     offset = len(_BYTE_ORDER_MARK) if source.read(0, 3) == _BYTE_ORDER_MARK else 0
     seen = 0

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping
+from itertools import islice
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO, final
 
 import numpy as np
 
 from .. import storage
-from ..contracts import Array, Features, Json
+from ..contracts import Array, Features
 from ..errors import UserError, nearest
+from .agree import printable
 from .channel import ContentType, guess_content_type, parse_content_type
 from .format import Options
 from .formats import format_named
-from .json_rows import features_of, kind_of, parse_json
+from .json_rows import features_of
+from .json_stream import instances
 from .source import Source
 
 _ACCEPTS = {
@@ -31,11 +35,11 @@ _ACCEPTS = {
 def read_requests(
     url: str, content_type: str | None, *, columns: int | None, batch_rows: int, index_base: int = 1
 ) -> Iterator[Features]:
-    """Yield the requests at `url`, about `batch_rows` at a time, in bounded memory (a JSON document is read whole).
+    """Yield the requests at `url`, at most `batch_rows` at a time, in bounded memory.
 
     Args:
         url: a file, a folder or a glob.
-        content_type: of the requests; None: by the files' names. Labels in libsvm rows are left out of account.
+        content_type: of the requests; None: by the files' names. Labels in libsvm and recordio rows are left out of account.
         columns: features that the model takes; None: those of the data.
         batch_rows: rows at a time.
         index_base: of libsvm rows whose content type does not say.
@@ -45,13 +49,7 @@ def read_requests(
     """
     for file in storage.list_files(url):
         content = parse_content_type(content_type) if content_type else guess_content_type(file.url)
-        if content.format == "json":
-            document = parse_json(storage.read_bytes(file.url), file.name)
-            instances = _instances(document, file.name)
-            for start in range(0, len(instances), batch_rows):
-                yield _decoded(instances[start : start + batch_rows], file.name, start, columns)
-        else:
-            yield from _read_rows(file, content, columns, batch_rows, index_base)
+        yield from _read(Source(file), content, columns, batch_rows, index_base)
 
 
 def decode(body: bytes, content_type: str, *, columns: int | None, index_base: int = 1) -> Features:
@@ -60,54 +58,65 @@ def decode(body: bytes, content_type: str, *, columns: int | None, index_base: i
     Raises:
         UserError: what cannot be read.
     """
-    content = parse_content_type(content_type)
-    if content.format == "json":
-        return _decoded(_instances(parse_json(body, "the request"), "the request"), "the request", 0, columns)
     with NamedTemporaryFile() as file:
         file.write(body)
         file.flush()
-        named = storage.File(file.name, len(body))
-        try:
-            pieces = list(_read_rows(named, content, columns, 1 << 62, index_base))
-        except UserError as error:
-            raise UserError(error.message.replace(file.name, "the request")) from None
+        source = Source(storage.File(file.name, len(body)), "none", name="the request")
+        pieces = list(_read(source, parse_content_type(content_type), columns, 1 << 62, index_base))
     if not pieces:
         raise UserError("the request holds no rows")
     return pieces[0]
 
 
-def _read_rows(
-    file: storage.File, content: ContentType, columns: int | None, batch_rows: int, index_base: int
-) -> Iterator[Features]:
-    source = Source(file)
+def _read(source: Source, content: ContentType, columns: int | None, batch_rows: int, index_base: int) -> Iterator[Features]:
     try:
-        format = format_named(content.format)
-        options = Options(
-            label_size=content.label_size or 0,
-            weight_size=content.weight_size,
-            index_base=index_base if content.index_base is None else content.index_base,
-            columns=columns,
-        )
-        index = format.index(source, options)
-        for start in range(0, index.rows, batch_rows):
-            yield format.read(source, index, start, min(index.rows, start + batch_rows), options).features
+        if content.format == "json":
+            yield from _read_document(source, columns, batch_rows)
+        else:
+            yield from _read_rows(source, content, columns, batch_rows, index_base)
+    except UserError as error:
+        raise UserError(printable(error.message)) from None
     finally:
         source.close()
 
 
-def _instances(document: Json, name: str) -> list[Json]:
-    found = document.get("instances") if isinstance(document, dict) else document
-    if not isinstance(found, list) or not found:
-        raise UserError(f'{name} must be {{"instances": [...]}} with at least one instance')
-    return found
+def _read_document(source: Source, columns: int | None, batch_rows: int) -> Iterator[Features]:
+    place = 0
+
+    def read(size: int) -> bytes:
+        nonlocal place
+        data = source.read(place, size)
+        place += len(data)
+        return data
+
+    found = instances(read, source.name)
+    first = 0
+    while some := list(islice(found, batch_rows)):
+
+        def where(i: int, first: int = first) -> str:
+            return f"{source.name} instance {first + i + 1}"
+
+        yield features_of(some, where, columns)
+        first += len(some)
 
 
-def _decoded(instances: Sequence[Json], name: str, first: int, columns: int | None) -> Features:
-    def where(i: int) -> str:
-        return f"{name} instance {first + i + 1}"
-
-    known = columns if kind_of(instances[0]) == "sparse" else None
-    return features_of(instances, where, known)
+def _read_rows(
+    source: Source, content: ContentType, columns: int | None, batch_rows: int, index_base: int
+) -> Iterator[Features]:
+    format = format_named(content.format)
+    options = Options(
+        label_size=content.label_size or 0,
+        weight_size=content.weight_size,
+        index_base=index_base if content.index_base is None else content.index_base,
+        columns=columns,
+    )
+    index = format.index(source, options)
+    if columns is not None and index.columns is not None and not index.sparse and index.columns != columns:
+        more = index.columns == columns + 1 and content.format in ("csv", "parquet") and not content.label_size
+        hint = "; if the first is a label, say ;label_size=1 in the content type" if more else ""
+        raise UserError(f"{source.name} has {index.columns} feature columns, the model takes {columns}{hint}")
+    for start in range(0, index.rows, batch_rows):
+        yield format.read(source, index, start, min(index.rows, start + batch_rows), options).features
 
 
 @final
@@ -151,22 +160,37 @@ class ResponseWriter:
             self._out.write(b"]}\n" if self._begun else b'{"predictions": []}\n')
 
     def _json_rows(self, columns: Mapping[str, Array]) -> list[str]:
-        texts = [[f'"{name}": {cell}' for cell in _cells(column, "null", "[", ", ", "]")] for name, column in columns.items()]
+        texts = [[f"{json.dumps(name)}: {cell}" for cell in _json_cells(column)] for name, column in columns.items()]
         return ["{" + ", ".join(row) + "}" for row in zip(*texts, strict=True)]
 
     def _csv_rows(self, columns: Mapping[str, Array]) -> list[str]:
-        texts = [_cells(column, "", "", ",", "") for column in columns.values()]
+        texts = [_joined(_texts(column, ""), column, "", ",", "") for column in columns.values()]
         return [",".join(row) for row in zip(*texts, strict=True)]
 
 
-def _cells(column: Array, missing: str, opening: str, separator: str, closing: str) -> list[str]:
-    """Return each row of a column as text; numbers in their shortest form that reads back the same."""
+def _json_cells(column: Array) -> list[str]:
+    texts = _texts(column, "null")
+    kind = np.asarray(column).dtype.kind
+    if kind in "OU":
+        texts = [json.dumps(text) for text in texts]
+    elif kind == "b":
+        texts = [text.lower() for text in texts]
+    return _joined(texts, column, "[", ", ", "]")
+
+
+def _texts(column: Array, missing: str) -> list[str]:
+    """Return every value of a column as text; numbers in their shortest form that reads back the same."""
     flat = np.asarray(column).ravel()
     text = flat.astype(str)
     if flat.dtype.kind == "f":
         text = np.where(np.isfinite(flat), text, missing)
-    cells: list[str] = text.tolist()
+    found: list[str] = text.tolist()
+    return found
+
+
+def _joined(texts: list[str], column: Array, opening: str, separator: str, closing: str) -> list[str]:
+    """Return a text for each row of a column from those of its values."""
     if np.ndim(column) == 1:
-        return cells
+        return texts
     width = int(np.prod(np.shape(column)[1:]))
-    return [opening + separator.join(cells[i : i + width]) + closing for i in range(0, len(cells), width)]
+    return [opening + separator.join(texts[i * width : (i + 1) * width]) + closing for i in range(len(column))]

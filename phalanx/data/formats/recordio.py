@@ -40,7 +40,7 @@ from ..source import CHUNK, Source
 
 _HEADER = struct.Struct("<II")
 _MAX_RECORD = 1 << 29
-_MAX_COLUMNS = 1 << 40
+_MAX_COLUMNS = (1 << 31) - 1
 
 
 @final
