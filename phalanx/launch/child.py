@@ -125,6 +125,10 @@ def exit_code(given: object) -> int:
 
 def limit_threads(threads: int) -> None:
     """Give this process `threads` threads in every library that is loaded already; others read the environment."""
+    numba = sys.modules.get("numba")
+    if numba is not None:  # first: starting its pool sets OpenMP's number anew, which is torch's too
+        numba.config.reload_config()  # now: NUMBA_NUM_THREADS found changed once its pool runs is an error
+        numba.set_num_threads(min(threads, numba.np.ufunc.parallel.NUM_THREADS))
     if "numpy" in sys.modules:
         import threadpoolctl
 
@@ -132,10 +136,6 @@ def limit_threads(threads: int) -> None:
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)
-    numba = sys.modules.get("numba")
-    if numba is not None:
-        numba.config.reload_config()  # now: NUMBA_NUM_THREADS found changed once its pool runs is an error
-        numba.set_num_threads(min(threads, numba.np.ufunc.parallel.NUM_THREADS))
 
 
 def end_with_parent(parent: int) -> None:

@@ -8,10 +8,15 @@ class TestLocal(LauncherChecks):
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 import pytest
@@ -22,6 +27,7 @@ from ..launch.supervise import Budget, Outcome, StopRequest, supervise
 
 _HERE = "phalanx.testing.launcher_targets"
 _PATIENCE_S = 60.0
+_GONE_S = 10.0
 
 
 def spec(place: Path, target: str | None, workers: int = 2, **changes: Any) -> WorkerSpec:
@@ -69,8 +75,52 @@ def of_kind(events: Sequence[Event], kind: str) -> dict[int, Event]:
     return {e.rank: e for e in events if e.body["kind"] == kind}
 
 
+def wait_until_gone(pids: Iterable[int]) -> None:
+    """Wait until these processes have ended; fail when they do not."""
+    for pid in pids:
+        try:
+            process = psutil.Process(pid)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                process.wait(_GONE_S)
+        except psutil.NoSuchProcess:
+            continue
+
+
+_COMMAND = """
+import json, os, signal
+events = int(os.environ["PHALANX_EVENTS_FD"])
+files = sorted(int(fd) for fd in os.listdir("/dev/fd"))
+listing = os.open(".", os.O_RDONLY)  # takes the number that listing the folder took
+seen = {"kind": "inside", "events": events, "files": [fd for fd in files if fd != listing],
+        "sigpipe": signal.getsignal(signal.SIGPIPE).name}
+lines = [b"not json", b'{"kind": 1}', b"[" * 100000, b'["kind"]', b'{"kind": "number", "n": 0}', b'{"at": null, "kind": "x"}',
+         json.dumps(seen).encode(), b"\\xff\\xfe", b'{"kind": "number", "n": 1}', b'{"kind": "number", "n"']
+pipe = os.fdopen(events, "wb")
+pipe.write(b"\\n".join(lines))
+pipe.flush()
+os._exit(3)
+"""
+
+_DRIVER = """
+import importlib, json, pathlib, sys
+from phalanx.testing.launcher_checks import run_to_end, spec, until
+launcher = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])(*json.loads(sys.argv[3]))
+group = launcher.start(spec(pathlib.Path(sys.argv[4]), "with_descendant", payload={"wait": True}))
+descendants = [e.body["pid"] for e in until(group, "descendant", 2)]
+print(json.dumps([[m.pid for m in group.members], descendants]), flush=True)
+_, exits = run_to_end(group)
+print(json.dumps([e.code for e in exits]), flush=True)
+"""
+
+
 class LauncherChecks:
-    """The suite."""
+    """The suite.
+
+    Attributes:
+        arguments: what a launcher equal to the fixture's is made with, in a process of its own.
+    """
+
+    arguments: ClassVar[list[str]] = []
 
     def supervised(self, launcher: Launcher, given: WorkerSpec, **changes: Any) -> Outcome:
         """Run a spec under `supervise`."""
@@ -112,8 +162,9 @@ class LauncherChecks:
         assert len(ports) == 3
 
     def test_threads_are_limited_in_the_worker(self, launcher: Launcher, tmp_path: Path) -> None:
-        events, _ = run_to_end(launcher.start(spec(tmp_path, "threads", 1, threads=1)))
-        assert set(of_kind(events, "threads")[0].body["threads"]) == {1}
+        for threads in (1, 2):
+            events, _ = run_to_end(launcher.start(spec(tmp_path, "threads", 1, threads=threads, payload=["numpy"])))
+            assert set(of_kind(events, "threads")[0].body["threads"].values()) == {threads}
 
     def test_many_events_arrive_whole_and_in_order(self, launcher: Launcher, tmp_path: Path) -> None:
         events, _ = run_to_end(launcher.start(spec(tmp_path, "flood", 2)))
@@ -202,12 +253,120 @@ class LauncherChecks:
         with pytest.raises(AlgorithmError, match="JSON"):
             launcher.start(spec(tmp_path, "report", payload=object()))
 
-    def test_descendants_end_with_their_worker(self, launcher: Launcher, tmp_path: Path) -> None:
-        events, _ = run_to_end(launcher.start(spec(tmp_path, "with_descendant", 1)))
-        pid = of_kind(events, "descendant")[0].body["pid"]
-        if psutil.pid_exists(pid):
-            psutil.wait_procs([psutil.Process(pid)], timeout=10)
-        assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    @pytest.mark.parametrize("payload", [{}, {"session": True}])
+    def test_descendants_end_with_their_worker(self, launcher: Launcher, tmp_path: Path, payload: dict[str, bool]) -> None:
+        if payload and sys.platform != "linux":
+            pytest.skip("only Linux hands orphans to the server")
+        events, _ = run_to_end(launcher.start(spec(tmp_path, "with_descendant", 1, payload=payload)))
+        wait_until_gone([of_kind(events, "descendant")[0].body["pid"]])
+
+    def test_a_worker_inherits_nothing_that_is_not_its_own(self, launcher: Launcher, tmp_path: Path) -> None:
+        groups = [launcher.start(spec(tmp_path, "ignore_stop")), launcher.start(spec(tmp_path, "inside", folder=tmp_path))]
+        events, exits = run_to_end(groups[1])
+        groups[0].close()
+        assert [e.code for e in exits] == [0, 0]
+        for rank, event in of_kind(events, "inside").items():
+            assert event.body["inheritable"] == [0, 1, 2]
+            assert event.body["group"] == groups[1].members[rank].pid
+            assert event.body["session"] != os.getsid(0), "Ctrl-C of the terminal would reach the worker"
+            assert event.body["blocked"] == []
+            assert set(event.body["ignored"]) <= {signal.SIGPIPE, signal.SIGXFSZ}
+            assert event.body["folder"] == str(tmp_path)
+            assert (tmp_path / "logs" / f"rank-{rank}.log").read_text().endswith("ünïcödé \\udc80\n")
+
+    def test_a_worker_is_where_its_launcher_is(
+        self, launcher: Launcher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run_to_end(launcher.start(spec(tmp_path, "report", 1)))
+        monkeypatch.chdir(tmp_path)
+        events, _ = run_to_end(launcher.start(spec(tmp_path, "inside", 1)))
+        assert of_kind(events, "inside")[0].body["folder"] == str(tmp_path)
+
+    @pytest.mark.parametrize(("grace_s", "code"), [(_PATIENCE_S, -15), (0, -9)])
+    def test_a_stop_reaches_workers_that_are_being_born(
+        self, launcher: Launcher, tmp_path: Path, grace_s: float, code: int
+    ) -> None:
+        for _ in range(5):
+            group = launcher.start(spec(tmp_path, "wait_for_ever"))
+            group.stop(grace_s)
+            _, exits = run_to_end(group)
+            assert [e.code for e in exits] == [code, code]
+
+    def test_a_failed_start_leaves_nothing(self, launcher: Launcher, tmp_path: Path) -> None:
+        run_to_end(launcher.start(spec(tmp_path, "report")))
+        (tmp_path / "logs" / "rank-1.log").unlink()
+        (tmp_path / "logs" / "rank-1.log").mkdir()
+        before = psutil.Process().num_fds()
+        with pytest.raises(PlatformError, match=r"rank-1\.log"):
+            launcher.start(spec(tmp_path, "wait_for_ever"))
+        assert psutil.Process().num_fds() == before
+
+    def test_a_large_payload_arrives(self, launcher: Launcher, tmp_path: Path) -> None:
+        payload = ["x" * 1000] * 3000
+        events, _ = run_to_end(launcher.start(spec(tmp_path, "report", 1, payload=payload)))
+        assert of_kind(events, "hello")[0].body["payload"] == payload
+
+    def test_a_torn_event_is_passed_over(self, launcher: Launcher, tmp_path: Path) -> None:
+        events, exits = run_to_end(launcher.start(spec(tmp_path, "killed_while_it_sends", 1)))
+        assert [e.body["number"] for e in events] == [0, 1, 2]
+        assert [e.code for e in exits] == [-9]
+
+    def test_an_event_that_is_no_json_is_an_error(self, launcher: Launcher, tmp_path: Path) -> None:
+        outcome = self.supervised(launcher, spec(tmp_path, "send_nonsense", 1))
+        assert isinstance(outcome.error, AlgorithmError)
+        assert "JSON" in str(outcome.error)
+
+    def test_last_words_are_in_the_log(self, launcher: Launcher, tmp_path: Path) -> None:
+        outcome = self.supervised(launcher, spec(tmp_path, "say_and_exit", 1))
+        assert isinstance(outcome.error, AlgorithmError)
+        assert "exit code 1: no such flavour" in str(outcome.error)
+
+    def test_a_command_tells_events_through_its_pipe(self, launcher: Launcher, tmp_path: Path) -> None:
+        given = spec(tmp_path, None, 1, command=[sys.executable, "-c", _COMMAND])
+        events, exits = run_to_end(launcher.start(given))
+        assert [e.body for e in events if e.body["kind"] == "number"] == [
+            {"kind": "number", "n": 0},
+            {"kind": "number", "n": 1},
+        ]
+        seen = of_kind(events, "inside")[0].body
+        assert seen["files"] == [0, 1, 2, seen["events"]]
+        assert seen["sigpipe"] == "SIG_IGN"  # of a Python that found SIG_DFL
+        assert [e.code for e in exits] == [3]
+
+    def test_a_folder_that_is_not_there_is_the_users_error(self, launcher: Launcher, tmp_path: Path) -> None:
+        outcome = self.supervised(launcher, spec(tmp_path, None, 1, command=["true"], folder=tmp_path / "nowhere"))
+        assert isinstance(outcome.error, UserError)
+        assert "nowhere" in str(outcome.error)
+
+    def test_groups_may_be_started_from_several_threads(self, launcher: Launcher, tmp_path: Path) -> None:
+        def one(number: int) -> list[int]:
+            return [e.code for e in run_to_end(launcher.start(spec(tmp_path / str(number), "report")))[1]]
+
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(one, range(8))) == [[0, 0]] * 8
+
+    @pytest.mark.parametrize("whom", ["driver", "server"])
+    def test_whoever_is_killed_no_process_is_left(self, launcher: Launcher, tmp_path: Path, whom: str) -> None:
+        """The driver is a process that runs `launcher`; the server, where there is one, is the parent of its workers."""
+        module, name = type(launcher).__module__, type(launcher).__name__
+        driver = [sys.executable, "-c", _DRIVER, module, name, json.dumps(self.arguments), str(tmp_path)]
+        with subprocess.Popen(driver, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                workers, descendants = json.loads(process.stdout.readline())
+                family = {p.pid for p in psutil.Process(process.pid).children(recursive=True)}
+                assert set(workers) < family
+                assert set(descendants) < family
+                if whom == "driver":
+                    process.kill()
+                    wait_until_gone(family)
+                else:
+                    server = psutil.Process(workers[0]).ppid()
+                    os.kill(server, signal.SIGKILL)
+                    wait_until_gone([*workers, *descendants])
+                    assert json.loads(process.stdout.readline()) == [-9, -9]
+            finally:
+                process.kill()
 
     def test_twenty_groups_leave_nothing(self, launcher: Launcher, tmp_path: Path) -> None:
         run_to_end(launcher.start(spec(tmp_path, "report")))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import importlib
 import os
 import select
 import signal
+import stat
 import subprocess
 import sys
 from types import FrameType
@@ -25,14 +28,31 @@ def report(context: WorkerContext) -> None:
 
 
 def threads(context: WorkerContext) -> None:
-    """Tell how many threads the libraries take."""
-    import numpy  # noqa: F401
+    """Tell how many threads the libraries take; the payload names the ones to look at."""
     import threadpoolctl
 
-    from ..launch.child import limit_threads
+    for name in context.payload:
+        importlib.import_module(name)
+    found = {f"{pool['internal_api']} {pool['filepath']}": pool["num_threads"] for pool in threadpoolctl.threadpool_info()}
+    if "torch" in context.payload:
+        found["torch"] = sys.modules["torch"].get_num_threads()
+    if "numba" in context.payload:
+        found["numba"] = sys.modules["numba"].get_num_threads()
+    context.send({"kind": "threads", "threads": found})
 
-    limit_threads(context.threads)
-    context.send({"kind": "threads", "threads": [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]})
+
+def compile_kernel(context: WorkerContext) -> None:
+    """Compile a parallel loop in the worker, and tell what it found."""
+    import numba
+
+    @numba.njit(parallel=True)  # type: ignore[untyped-decorator, unused-ignore]
+    def total(count: int) -> int:
+        found = 0
+        for number in numba.prange(count):
+            found += number
+        return found
+
+    context.send({"kind": "compiled", "total": total(1000), "threads": numba.get_num_threads()})
 
 
 def flood(context: WorkerContext) -> None:
@@ -86,8 +106,68 @@ def ignore_stop(context: WorkerContext) -> None:
         signal.pause()
 
 
+def wait_for_ever(context: WorkerContext) -> None:
+    """Wait for ever, with no handler for any signal."""
+    while True:
+        signal.pause()
+
+
 def with_descendant(context: WorkerContext) -> None:
-    """Start a process of its own and end without it."""
-    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
+    """Start a process of its own, in a session of its own where the payload says so, and wait or end without it."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", "import signal; signal.pause()"], start_new_session=context.payload.get("session", False)
+    )
     context.send({"kind": "descendant", "pid": child.pid})
     child.returncode = 0  # nobody waits for it: this is what leaves orphans
+    if context.payload.get("wait", False):
+        wait_for_ever(context)
+
+
+def inside(context: WorkerContext) -> None:
+    """Tell what a process inherits that a program can trip over."""
+    found = []
+    for fd in map(int, os.listdir("/dev/fd")):
+        try:
+            found.append((fd, os.get_inheritable(fd)))
+        except OSError:  # the one that listed the folder
+            continue
+    context.send(
+        {
+            "kind": "inside",
+            "inheritable": sorted(fd for fd, inheritable in found if inheritable),
+            "files": len(found),
+            "folder": os.getcwd(),
+            "group": os.getpgid(0),
+            "session": os.getsid(0),
+            "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+            "ignored": sorted(n for n in signal.valid_signals() if signal.getsignal(n) == signal.SIG_IGN),
+            "unicode": print("ünïcödé \udc80"),
+        }
+    )
+
+
+def say_and_exit(context: WorkerContext) -> None:
+    """End as a script does that has something to say."""
+    sys.exit("no such flavour")
+
+
+def send_nonsense(context: WorkerContext) -> None:
+    """Send what is no JSON."""
+    context.send({"kind": "odd", "value": object()})
+
+
+def killed_while_it_sends(context: WorkerContext) -> None:
+    """Send whole events, then die in the middle of one."""
+    for number in range(3):
+        context.send({"kind": "number", "number": number})
+    events = [fd for fd in range(3, 64) if _is_pipe_to_write(fd)]
+    for fd in events:
+        os.write(fd, b'{"kind": "number", "num')
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _is_pipe_to_write(fd: int) -> bool:
+    try:
+        return stat.S_ISFIFO(os.fstat(fd).st_mode) and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
+    except OSError:
+        return False

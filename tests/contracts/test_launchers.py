@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -17,6 +16,8 @@ from phalanx.testing.launcher_checks import LauncherChecks, run_to_end, spec, un
 
 
 class TestForked(LauncherChecks):
+    arguments: ClassVar[list[str]] = ["fork"]
+
     @pytest.fixture
     def launcher(self) -> LocalLauncher:
         return LocalLauncher("fork")
@@ -49,30 +50,27 @@ class TestForked(LauncherChecks):
         assert len([s for s in servers if s.status() != psutil.STATUS_ZOMBIE]) == 1
         close_servers()
 
+    def test_a_kernel_is_compiled_in_a_worker(self, launcher: LocalLauncher, tmp_path: Path) -> None:
+        events, exits = run_to_end(launcher.start(spec(tmp_path, "compile_kernel", 2, preload=("numba",))))
+        close_servers()
+        assert [e.code for e in exits] == [0, 0]
+        assert [(e.body["total"], e.body["threads"]) for e in events] == [(499500, 1)] * 2
+
+    @pytest.mark.slow
+    def test_threads_of_torch_and_numba_are_limited(self, launcher: LocalLauncher, tmp_path: Path) -> None:
+        names = ["numpy", "torch", "numba"]
+        for threads in (1, 2):
+            given = spec(tmp_path, "threads", 1, preload=names, payload=names, threads=threads)
+            events, _ = run_to_end(launcher.start(given))
+            found = events[0].body["threads"]
+            assert {"torch", "numba"} < set(found)
+            assert set(found.values()) == {threads}
+        close_servers()
+
 
 class TestSpawned(LauncherChecks):
+    arguments: ClassVar[list[str]] = ["spawn"]
+
     @pytest.fixture
     def launcher(self) -> LocalLauncher:
         return LocalLauncher("spawn")
-
-
-_PARENT = """
-import sys, pathlib
-from phalanx.launch.local import LocalLauncher
-from phalanx.testing.launcher_checks import spec, until
-group = LocalLauncher().start(spec(pathlib.Path(sys.argv[1]), "ignore_stop"))
-until(group, "ready", 2)
-print(*[m.pid for m in group.members], flush=True)
-import signal; signal.pause()
-"""
-
-
-def test_killing_the_parent_ends_everything(tmp_path: Path) -> None:
-    with subprocess.Popen([sys.executable, "-c", _PARENT, str(tmp_path)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        workers = [psutil.Process(int(pid)) for pid in parent.stdout.readline().split()]
-        family = psutil.Process(parent.pid).children(recursive=True)
-        assert {w.pid for w in workers} < {p.pid for p in family}
-        parent.kill()
-        _, alive = psutil.wait_procs(family, timeout=5)
-        assert not alive
