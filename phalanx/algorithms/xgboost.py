@@ -92,7 +92,8 @@ class XGBoost:
         """Return `score`: a probability, class, value or rank score (N,); class probabilities (N, K) for multi:softprob."""
         booster = self.booster
         try:
-            score = booster.predict(xgb.DMatrix(_request_matrix(requests, self.columns), missing=np.nan))
+            with xgb.config_context(**({} if len(requests) else {"verbosity": 0})):  # to be asked nothing is no warning
+                score = booster.predict(xgb.DMatrix(_request_matrix(requests, self.columns), missing=np.nan))
         except xgb.core.XGBoostError as error:
             raise translated(error) from error
         if self.hyperparameters.objective == "multi:softprob":
@@ -133,7 +134,7 @@ class XGBoost:
         """Return the trees so far, the rounds done, and what early stopping remembers."""
         return {
             "booster": Entry(_bytes_array(None if self._booster is None else bytes(self._booster.save_raw(raw_format="ubj")))),
-            "rounds": Entry(self._rounds),
+            "step": Entry(self._rounds),
             "best": Entry(asdict(self._best)),
             "best_booster": Entry(_bytes_array(self._best_raw)),
         }
@@ -142,7 +143,7 @@ class XGBoost:
         """Put back what `state_dict` gave; `fit` goes on from there."""
         raw, best_raw = (np.asarray(state[name].value, dtype=np.uint8).tobytes() for name in ("booster", "best_booster"))
         self._booster = xgb.Booster(model_file=bytearray(raw)) if raw else None
-        self._rounds = int(state["rounds"].value)
+        self._rounds = int(state["step"].value)
         best: Json = state["best"].value
         self._best = _Best(int(best["round"]), best["score"])
         self._best_raw = best_raw or None
@@ -172,6 +173,8 @@ class _Training:
                 quantile=quantile,
                 cache=cache,
             )
+        if self._matrices["train"].num_row() == 0:
+            self._parameters["verbosity"] = 0  # the library warns of a worker without rows; here that is in order
         _check_width(settings, intakes[0].width)
         self._settle_labels(intakes)
         self._labels = {name: matrix.get_label() for name, matrix in self._matrices.items()} if self._own else {}
@@ -193,7 +196,8 @@ class _Training:
                     booster = self._cut_to_best(booster)
                     rest = [name for name in self._matrices if name not in self._watched()]
                     metrics |= self._metrics(booster, rest, number)
-                self._session.report(model._rounds, metrics, rows=self._session.channels["train"].rows)
+                rows = self._session.channels["train"].rows
+                self._session.report(model._rounds, metrics, rows=rows, of=settings.num_round)
             self._cut_to_best(booster)  # for a job restored after its last round
         finally:
             model.booster.reset()  # lets go of the data
@@ -202,7 +206,7 @@ class _Training:
         booster = xgb.Booster(self._parameters, list(self._matrices.values()))
         if restored is not None:
             booster.load_model(restored.save_raw(raw_format="ubj"))
-            booster.set_param(self._parameters)
+            booster.set_param(_pairs(self._parameters))
         return booster
 
     def _watched(self) -> list[str]:
@@ -290,6 +294,12 @@ def booster_rounds(booster: xgb.Booster, rounds: int) -> int:
     return int(booster.num_boosted_rounds()) or rounds
 
 
+def _pairs(parameters: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return parameters as `Booster.set_param` takes them: a list's items one by one."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in parameters.items()}
+    return [(name, item) for name, items in lists.items() for item in items]
+
+
 def _renew(booster: xgb.Booster, parameters: Mapping[str, Any], seed: int) -> None:
     """Make the booster draw from `seed` on.
 
@@ -317,8 +327,13 @@ def _check_channels(settings: XGBoostHyperparameters, session: Session) -> None:
         raise UserError(f"xgboost needs a channel 'train'; {nearest('train', session.channels)}")
     if settings.early_stopping_rounds is not None and "validation" not in session.channels:
         raise UserError("early_stopping_rounds needs a channel 'validation': give one with --validation URL")
-    if session.world.size > 1 and settings.tree_method == "exact":
-        raise UserError(f"tree_method=exact works on one worker only, this job has {session.world.size}; use tree_method=hist")
+    for name, value, instead in (
+        ("tree_method", "exact", "tree_method=hist"),
+        ("objective", "survival:cox", "objective=survival:aft"),
+        ("booster", "gblinear", "booster=gbtree"),
+    ):
+        if session.world.size > 1 and getattr(settings, name) == value:
+            raise UserError(f"{name}={value} works on one worker only, this job has {session.world.size}; use {instead}")
     if settings.tree_method == "gpu_hist" and not session.device.startswith("cuda"):
         raise UserError("tree_method=gpu_hist needs a GPU, and this job has none; use tree_method=hist")
 

@@ -13,6 +13,7 @@ import xgboost as xgb
 
 from ..contracts import Array, Batch, Csr, Records, Shard
 from ..errors import UserError
+from .reading import Locating
 from .xgboost_hyperparameters import XGBoostHyperparameters
 
 _STREAM_VALUES = 16_000_000  # of a streamed batch, about: 64 MB
@@ -150,8 +151,7 @@ class Intake:
             return
         first = int(np.argmax(bad))
         row = batch.first_row + first
-        where = getattr(self.shard, "where", None)  # not every shard knows the file and line of a row
-        place = f"row {row + 1}" if where is None else where(row)
+        place = self.shard.where(row) if isinstance(self.shard, Locating) else f"row {row + 1}"
         raise UserError(f"channel '{self.name}', {place}: {values[first]:g} is not allowed: {sentence}")
 
 
@@ -170,21 +170,28 @@ def build(intake: Intake, *, parameters: dict[str, Any], train: xgb.DMatrix | No
     if intake.streaming:
         prefix = cache / intake.name
         feed = _Feed(intake, str(prefix))
+        if train is not None:  # not quantised: its values need not lie between the cuts of the train channel
+            return xgb.DMatrix(feed, missing=np.nan, nthread=threads)
         if quantile:
-            return xgb.ExtMemQuantileDMatrix(feed, missing=np.nan, nthread=threads, max_bin=bins, ref=train)
+            return xgb.ExtMemQuantileDMatrix(feed, missing=np.nan, nthread=threads, max_bin=bins)
         if parameters.get("tree_method") != "approx":
             raise UserError("mode=stream works with trees grown by tree_method=hist or approx only; use mode=file")
         return xgb.DMatrix(feed, missing=np.nan, nthread=threads)
     rows = _joined([intake.take(batch) for batch in intake.batches()] or [intake.nothing()])
-    if quantile and train is None:
-        matrix = xgb.QuantileDMatrix(
-            rows.features, rows.label, weight=rows.weight, group=rows.groups, missing=np.nan, nthread=threads, max_bin=bins
-        )
-    else:
-        matrix = xgb.DMatrix(rows.features, rows.label, weight=rows.weight, group=rows.groups, missing=np.nan, nthread=threads)
+    with xgb.config_context(verbosity=int(parameters["verbosity"]) if len(rows.label) else 0):  # to have no rows is no warning
+        matrix = _in_memory(rows, threads=threads, bins=bins if quantile and train is None else None)
     if intake.settings.objective == "survival:aft":
         _bound(matrix, rows.label)
     return matrix
+
+
+def _in_memory(rows: _Rows, *, threads: int, bins: int | None) -> xgb.DMatrix:
+    """Collective. Return the rows as a matrix, quantised to `bins` where that is a number."""
+    if bins is None:
+        return xgb.DMatrix(rows.features, rows.label, weight=rows.weight, group=rows.groups, missing=np.nan, nthread=threads)
+    return xgb.QuantileDMatrix(
+        rows.features, rows.label, weight=rows.weight, group=rows.groups, missing=np.nan, nthread=threads, max_bin=bins
+    )
 
 
 class _Feed(xgb.DataIter):  # type: ignore[misc]

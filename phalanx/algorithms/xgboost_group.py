@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import socket
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import numpy as np
-from xgboost import collective
+from xgboost import collective, config_context
 from xgboost.core import XGBoostError
 from xgboost.tracker import RabitTracker
 
@@ -46,8 +47,11 @@ def in_group(world: Collective, body: Callable[[], T]) -> T:
     if world.size == 1:
         try:
             return body()
-        except XGBoostError as error:
-            raise translated(error) from error
+        except Exception as error:
+            _let_go(error)
+            if isinstance(error, XGBoostError):
+                raise translated(error) from error
+            raise
     own: Exception | None = None
     value: T | None = None
     with _tracker(world) as arguments:
@@ -55,6 +59,7 @@ def in_group(world: Collective, body: Callable[[], T]) -> T:
         try:
             value = body()
         except Exception as error:
+            _let_go(error)
             own = translated(error)
         _leave()
         _agree(world, own)  # also keeps the tracker alive until the last rank has left
@@ -124,8 +129,13 @@ def _join(rank: int, arguments: Mapping[str, Any]) -> None:
 
 
 def _leave() -> None:
-    with suppress(XGBoostError):  # peers may be gone already; what happened to them is told elsewhere
+    with suppress(XGBoostError), config_context(verbosity=0):  # peers may be gone already; that is told elsewhere
         collective.finalize()
+
+
+def _let_go(error: Exception) -> None:
+    """Let the frames of an error drop what they hold, so that matrices go before the folder they keep files in."""
+    traceback.clear_frames(error.__traceback__)
 
 
 def _address() -> str:

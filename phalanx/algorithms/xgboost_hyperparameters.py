@@ -40,9 +40,9 @@ _METRICS = (
     "interval-regression-accuracy",
 )
 _WITH_NUMBER = ("error", "pre", "ndcg", "map", "tweedie-nloglik")
-_SHARED = ("eta", "reg_lambda", "alpha")
+_SHARED = ("eta", "reg_lambda", "alpha", "scale_pos_weight")
 _TREE = (
-    *("gamma", "max_depth", "min_child_weight", "max_delta_step", "scale_pos_weight", "num_parallel_tree", "refresh_leaf"),
+    *("gamma", "max_depth", "min_child_weight", "max_delta_step", "num_parallel_tree", "refresh_leaf"),
     *("subsample", "colsample_bytree", "colsample_bylevel", "colsample_bynode", "sampling_method"),
     *("tree_method", "grow_policy", "max_leaves", "max_bin"),
 )

@@ -62,6 +62,7 @@ class MemorySession:
         stop_at: the step whose report raises `Stopped`.
         snapshot_at: the step after whose report the parts' states are taken.
         resumed: what `restore` puts back.
+        on_report: called with every step before it is kept.
 
     Attributes:
         reports: in order.
@@ -79,6 +80,7 @@ class MemorySession:
         stop_at: int | None = None,
         snapshot_at: int | None = None,
         resumed: Snapshot | None = None,
+        on_report: Callable[[int], None] | None = None,
     ) -> None:
         self.world: Collective = Solo() if world is None else world
         self.channels = channels
@@ -91,6 +93,7 @@ class MemorySession:
         self._stop_at = stop_at
         self._snapshot_at = snapshot_at
         self._resumed = resumed
+        self._on_report = on_report
         self._parts: Mapping[str, Stateful] | None = None
 
     @property
@@ -113,6 +116,8 @@ class MemorySession:
 
     def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0, of: int | None = None) -> None:
         """Keep the report; see `contracts.Session.report`."""
+        if self._on_report is not None:
+            self._on_report(step)
         due = len(self.reports) + 1 + (self._resumed.step if self._resumed else 0)
         if step != due:
             raise AlgorithmError(f"step {step} was reported where step {due} was due; steps are reported once each, in order")
