@@ -116,7 +116,9 @@ def main() -> None:
         rows.append([f"phalanx {name}, first job: to the first step", first, first / peer, "at most 1.0 of torchrun"])
         rows.append([f"phalanx {name}, later jobs: to the first step", later, later / peer, "at most 0.3 s"])
         rows.append([f"phalanx {name}, later jobs: until run() returns", whole, whole / peer, "-"])
-    print(f"{machine()}; {versions('torch')}; {given.workers} workers, {given.rounds} rounds of 1 + {given.later} jobs, medians\n")
+    print(
+        f"{machine()}; {versions('torch')}; {given.workers} workers, {given.rounds} rounds of 1 + {given.later} jobs, medians\n"
+    )
     print(table(["", "seconds", "ratio to torchrun", "must reach"], rows))
 
 

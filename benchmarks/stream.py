@@ -3,8 +3,8 @@
     python benchmarks/stream.py [--data DIR] [--repeats 5] [--threads 2]
 
 `--data` is a folder with fashion-mnist/ (idx.gz) and a9a/ (a9a.xz); without it data of the same shape is made. Every repeat
-runs all readers one after another in this process; the table shows medians. A reader's job is the whole file as float32 rows (dense)
-or as CSR (sparse).
+runs all readers one after another in this process; the table shows medians. A reader's job is the whole file as float32 rows
+(dense) or as CSR (sparse).
 """
 
 from __future__ import annotations

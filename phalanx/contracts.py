@@ -268,7 +268,7 @@ class Workers(Protocol):
         ...
 
     def stop(self, grace_s: float) -> None:
-        """Ask all living workers to end (SIGTERM) and return; `poll` kills those that live on after `grace_s`. 0: kill at once."""
+        """Ask all living workers to end (SIGTERM); return. `poll` kills those alive after `grace_s`. 0: kill at once."""
         ...
 
     def close(self) -> None:
