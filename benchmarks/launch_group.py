@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 from common import machine, table, versions
-
 from phalanx.contracts import Exit, WorkerContext, WorkerSpec
 from phalanx.launch.local import LocalLauncher
 from phalanx.launch.warm import close_servers

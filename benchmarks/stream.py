@@ -21,8 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from common import machine, seconds, table, versions
 
+from common import machine, seconds, table, versions
 from phalanx.contracts import Array
 from phalanx.data.channel import Channel
 from phalanx.data.formats.recordio import write_dense

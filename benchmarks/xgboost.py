@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 import xgboost
-from common import machine, table, versions
 from sklearn.datasets import load_svmlight_file
 from sklearn.metrics import roc_auc_score
 
+from common import machine, table, versions
 from phalanx import hyperparameters
 from phalanx.algorithms.xgboost import XGBoost
 from phalanx.contracts import Array, Collective
