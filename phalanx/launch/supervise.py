@@ -12,6 +12,7 @@ from typing import final
 
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
 from ..errors import EXIT_SIGTERM, AlgorithmError, PhalanxError, PlatformError, Stopped, UserError, from_record
+from .starting import Starting
 
 _POLL_SECONDS = 0.1
 _DECLARE_SECONDS = 2.0  # after the first failure the other ranks may still declare theirs
@@ -213,9 +214,12 @@ class _Attempt:
         """Run the group to its end; return why it failed, None when it did not or was stopped."""
         logs = _Logs(self._spec.log_folder, self._spec.workers)
         try:
-            workers = launcher.start(self._spec)
+            workers = Starting(launcher, self._spec).wait(lambda: self._limit.reached() is not None, _POLL_SECONDS)
         except PlatformError as error:
             return error
+        if workers is None:
+            self.stopped = self._limit.reached()
+            return None
         try:
             on_group(workers.members, self._spec.attempt)
             while self._left:

@@ -349,6 +349,38 @@ def test_the_time_limit_covers_the_pauses(tmp_path: Path, monkeypatch: pytest.Mo
     assert outcome.secondary_status == "MaxRuntimeExceeded"
 
 
+def test_a_stop_does_not_wait_for_a_group_that_is_slow_to_start(tmp_path: Path) -> None:
+    stop = StopRequest()
+    launcher = PlayedLauncher(WELL)
+    go_on, closed = threading.Event(), threading.Event()
+    start = launcher.start
+
+    def slow(spec: WorkerSpec) -> PlayedWorkers:
+        stop.request("Ctrl-C", 130)
+        go_on.wait()
+        workers = start(spec)
+        workers.close = closed.set  # type: ignore[method-assign]
+        return workers
+
+    launcher.start = slow  # type: ignore[method-assign]
+    groups: list[int] = []
+    outcome = run(launcher, tmp_path, stop=stop, on_group=lambda members, attempt: groups.append(attempt))
+    assert isinstance(outcome.error, Stopped)
+    assert (outcome.error.exit_code, groups) == (130, [])
+    go_on.set()
+    assert closed.wait(60)  # the group that came too late
+
+
+def test_what_a_launcher_raises_arrives(tmp_path: Path) -> None:
+    def start(spec: WorkerSpec) -> PlayedWorkers:
+        raise AlgorithmError("the payload is no JSON")
+
+    launcher = PlayedLauncher()
+    launcher.start = start  # type: ignore[method-assign]
+    with pytest.raises(AlgorithmError, match="no JSON"):
+        run(launcher, tmp_path, budget=Budget(3))
+
+
 def test_an_error_of_a_listener_closes_the_group(tmp_path: Path) -> None:
     def on_event(event: Event) -> None:
         raise PlatformError("the record's disk is full")
