@@ -315,6 +315,7 @@ class _translated:
 
     def __init__(self, url: str) -> None:
         self._url = redact(url)
+        self._userinfo = [found.rstrip("@") for found in _USERINFO.findall(url)]  # libraries repeat it without its "://"
 
     def __enter__(self) -> None:
         return None
@@ -323,6 +324,10 @@ class _translated:
         if error is None or isinstance(error, (UserError, PlatformError)) or not isinstance(error, Exception):
             return
         text = redact(str(error))
+        for secret in self._userinfo:
+            text = text.replace(secret, "***")
+        if type(error).__name__ == "ParamValidationError":
+            raise UserError(f"{self._url} is no address that this storage knows: {text.splitlines()[-1]}") from None
         if isinstance(error, FileNotFoundError):
             raise UserError(f"there is no file at {self._url}") from None
         if isinstance(error, PermissionError):

@@ -69,3 +69,12 @@ def test_what_is_not_there_is_the_users_error(bucket: str, tmp_path: Path) -> No
     )
     with pytest.raises(phalanx.UserError, match=r"no file at s3://phalanx-test/nothing\.csv"):
         job.run(progress=False)
+
+
+def test_credentials_in_a_url_are_never_repeated(bucket: str, tmp_path: Path) -> None:
+    job = phalanx.TrainingJob(
+        algorithm="kmeans", inputs={"train": "s3://name:hidden@bucket/x.csv"}, hyperparameters={"k": 5}, output=str(tmp_path)
+    )
+    with pytest.raises(phalanx.UserError, match=r"s3://\*\*\*@bucket/x\.csv") as caught:
+        job.run(progress=False)
+    assert "hidden" not in str(caught.value)
