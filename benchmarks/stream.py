@@ -19,6 +19,7 @@ import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -84,8 +85,15 @@ def ours(path: Path, content_type: str, threads: int) -> int:
 def pyarrow_csv(path: Path) -> int:
     import pyarrow.csv
 
-    found = pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(autogenerate_column_names=True))
-    return int(np.column_stack([column.to_numpy() for column in found.columns]).astype(np.float32).shape[0])
+    return len(filled(pyarrow.csv.read_csv(path, pyarrow.csv.ReadOptions(autogenerate_column_names=True))))
+
+
+def filled(found: Any) -> Array:
+    """Return an arrow table as a matrix, in the fastest way that numpy has for it."""
+    matrix = np.empty((found.num_rows, found.num_columns), dtype=np.float32)
+    for number, column in enumerate(found.columns):
+        matrix[:, number] = column.to_numpy()
+    return matrix
 
 
 def pyarrow_csv_table(path: Path) -> int:
@@ -107,8 +115,7 @@ def pandas_csv(path: Path) -> int:
 def pyarrow_parquet(path: Path) -> int:
     import pyarrow.parquet
 
-    found = pyarrow.parquet.read_table(path)
-    return int(np.column_stack([column.to_numpy() for column in found.columns]).astype(np.float32).shape[0])
+    return len(filled(pyarrow.parquet.read_table(path)))
 
 
 def sklearn_libsvm(path: Path) -> int:

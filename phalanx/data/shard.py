@@ -152,11 +152,14 @@ class FileShard:
         Raises:
             UserError: no rows, files that differ in kind or width, or not the width that was asked for.
         """
-        self.close()
         found = _indexes(metas, places, groups)
         kept = [number for number in range(len(self._sources)) if found[number].rows]
         if not kept:
             raise UserError(f"{_some(self._sources)} hold{'s' * (len(self._sources) == 1)} no rows: the channel is empty")
+        for number, source in list(self._open.items()):
+            if number not in kept:
+                source.close()
+        self._open = OrderedDict((kept.index(number), source) for number, source in self._open.items() if number in kept)
         self._sources = [self._sources[number] for number in kept]
         self._indexes = [found[number] for number in kept]
         self._first = np.concatenate([[0], np.cumsum([index.rows for index in self._indexes])]).astype(np.int64)

@@ -87,6 +87,7 @@ class _Reader:
         self._position = 0  # of the row after those kept
         self._jumps = 0
         self._spool: BinaryIO | None = None
+        self._rooms = [np.empty(0, dtype=np.float32)] * 2
         self._extra = options.label_size + options.weight_size
         self.width = len(self._kinds)
         if self.rows and "list" in self._kinds:
@@ -181,7 +182,7 @@ class _Reader:
 
         def fill(part: int) -> None:
             left, right = int(lefts[cuts[part]]), int(lefts[cuts[part + 1]])
-            by_column = np.empty((right - left, batch.num_rows), dtype=np.float32)
+            by_column = self._room(part, (right - left) * batch.num_rows).reshape(right - left, batch.num_rows)
             at = 0
             for block in blocks[cuts[part] : cuts[part + 1]]:
                 if block.ndim == 1:
@@ -193,6 +194,12 @@ class _Reader:
             transpose(by_column, left - self._extra, features)
 
         in_threads(fill, parts)
+
+    def _room(self, part: int, values: int) -> Array:
+        """Return memory for a thread's columns; the same again and again, since fresh memory is slow."""
+        if len(self._rooms[part]) < values:
+            self._rooms[part] = np.empty(values, dtype=np.float32)
+        return self._rooms[part][:values]
 
     def _column(self, column: Any, kind: str, name: str) -> Array:
         """Return a column as (rows,), or a column of lists as (rows, their length)."""
