@@ -118,9 +118,11 @@ class LauncherChecks:
 
     Attributes:
         arguments: what a launcher equal to the fixture's is made with, in a process of its own.
+        groups_in_a_row: that must leave nothing behind.
     """
 
     arguments: ClassVar[list[str]] = []
+    groups_in_a_row: ClassVar[int] = 20
 
     def supervised(self, launcher: Launcher, given: WorkerSpec, **changes: Any) -> Outcome:
         """Run a spec under `supervise`."""
@@ -172,7 +174,7 @@ class LauncherChecks:
             assert [e.body["number"] for e in events if e.rank == rank] == list(range(5000))
 
     def test_a_declared_error_beats_the_peers_that_lost_contact(self, launcher: Launcher, tmp_path: Path) -> None:
-        for _ in range(5):
+        for _ in range(3):
             outcome = self.supervised(launcher, spec(tmp_path, "fail", 3))
             assert isinstance(outcome.error, UserError)
             assert str(outcome.error) == "rank 0 was given something wrong"
@@ -286,7 +288,7 @@ class LauncherChecks:
     def test_a_stop_reaches_workers_that_are_being_born(
         self, launcher: Launcher, tmp_path: Path, grace_s: float, code: int
     ) -> None:
-        for _ in range(5):
+        for _ in range(3):
             group = launcher.start(spec(tmp_path, "wait_for_ever"))
             group.stop(grace_s)
             _, exits = run_to_end(group)
@@ -368,10 +370,10 @@ class LauncherChecks:
             finally:
                 process.kill()
 
-    def test_twenty_groups_leave_nothing(self, launcher: Launcher, tmp_path: Path) -> None:
+    def test_groups_in_a_row_leave_nothing(self, launcher: Launcher, tmp_path: Path) -> None:
         run_to_end(launcher.start(spec(tmp_path, "report")))
         me = psutil.Process()
         before = (me.num_fds(), me.num_threads(), len(me.children(recursive=True)))
-        for _ in range(20):
+        for _ in range(self.groups_in_a_row):
             run_to_end(launcher.start(spec(tmp_path, "report")))
         assert (me.num_fds(), me.num_threads(), len(me.children(recursive=True))) == before

@@ -70,6 +70,7 @@ class TestForked(LauncherChecks):
 
 class TestSpawned(LauncherChecks):
     arguments: ClassVar[list[str]] = ["spawn"]
+    groups_in_a_row: ClassVar[int] = 5  # fresh interpreters take their time
 
     @pytest.fixture
     def launcher(self) -> LocalLauncher:
