@@ -539,6 +539,7 @@ def test_a_bad_row_of_a_stream_is_the_users_error_everywhere(size: int, tmp_path
     assert "data.csv line 100: 'x' is no number" in messages
 
 
+@pytest.mark.slow  # seen to hang once on three ranks under heavy load: see docs/algorithms/xgboost.md, known limits
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_failure_of_one_rank_in_the_middle_reaches_all(size: int, tmp_path: Path) -> None:
     settings = parse(XGBoost.Hyperparameters, {**BINARY, "num_round": 100}, owner="xgboost")
