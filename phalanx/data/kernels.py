@@ -14,7 +14,7 @@ from numba import njit, types
 from numba.extending import intrinsic
 
 NEWLINE, RETURN, SPACE, TAB, QUOTE, COLON, HASH, MINUS, PLUS, POINT = 10, 13, 32, 9, 34, 58, 35, 45, 43, 46
-OK, BAD_NUMBER, TOO_FEW, TOO_MANY, BAD_INDEX, INDEX_TOO_LARGE, DUPLICATE, BAD_LABEL, NO_ROW = 0, 1, 2, 3, 4, 5, 6, 7, 8
+OK, BAD_NUMBER, TOO_FEW, TOO_MANY, BAD_INDEX, INDEX_TOO_LARGE, BAD_LABEL, NO_ROW = 0, 1, 2, 3, 4, 5, 6, 7
 _POWERS = 10.0 ** np.arange(0, 309)
 _MAX_INDEX = (1 << 31) - 1
 _EACH = np.uint64(0x0101010101010101)
@@ -304,23 +304,23 @@ def parse_libsvm(data, at, end, skip, base, columns, lengths, indices, values, s
         group: (N,) int64, output: query id, -1 where not given.
 
     Returns:
-        (code, row, start of the row, place, entries, largest index + 1).
+        (code, row, start of the row, place, entries, largest index + 1, whether the indices of every row ascend).
     """
     used = 0
     widest = 0
+    ascending = True
     at = _row_start(data, at, end, HASH)
     for _ in range(skip):
         at = _row_start(data, _line_end(data, at, end) + 1, end, HASH)
     for row in range(len(lengths)):
         if at >= end:
-            return NO_ROW, row, end, end, used, widest
+            return NO_ROW, row, end, end, used, widest, ascending
         start = at
-        first = used
         token = 0
         group[row] = -1
         side[row, 1] = np.nan
         previous = -1
-        ascending = True
+        first = used
         while True:
             while data[at] == SPACE or data[at] == TAB or data[at] == RETURN:
                 at += 1
@@ -338,52 +338,44 @@ def parse_libsvm(data, at, end, skip, base, columns, lengths, indices, values, s
             if token == 0:
                 value, ok = _number(data, at, last if colon < 0 else colon)
                 if not ok:
-                    return BAD_LABEL, row, start, at, used, widest
+                    return BAD_LABEL, row, start, at, used, widest, ascending
                 side[row, 0] = value
                 if colon >= 0:
                     value, ok = _number(data, colon + 1, last)
                     if not ok:
-                        return BAD_LABEL, row, start, at, used, widest
+                        return BAD_LABEL, row, start, at, used, widest, ascending
                     side[row, 1] = value
             elif colon < 0:
-                return BAD_NUMBER, row, start, at, used, widest
+                return BAD_NUMBER, row, start, at, used, widest, ascending
             elif colon - at == 3 and data[at] == 113 and data[at + 1] == 105 and data[at + 2] == 100:  # qid
                 number = _whole(data, colon + 1, last)
                 if number < 0:
-                    return BAD_NUMBER, row, start, at, used, widest
+                    return BAD_NUMBER, row, start, at, used, widest, ascending
                 group[row] = number
             else:
                 index = _whole(data, at, colon)
                 if index < base or index >= _MAX_INDEX:
-                    return BAD_INDEX, row, start, at, used, widest
+                    return BAD_INDEX, row, start, at, used, widest, ascending
                 index -= base
                 if columns >= 0 and index >= columns:
-                    return INDEX_TOO_LARGE, row, start, at, used, widest
+                    return INDEX_TOO_LARGE, row, start, at, used, widest, ascending
                 value, place, ok = _plain_number(data, colon + 1)
                 if not ok or place != last:
                     value, ok = _number(data, colon + 1, last)
                 if not ok or used == len(indices):
-                    return BAD_NUMBER, row, start, at, used, widest
+                    return BAD_NUMBER, row, start, at, used, widest, ascending
                 indices[used] = index
                 values[used] = value
                 used += 1
-                if index <= previous:
-                    ascending = False
+                ascending &= index > previous
                 previous = index
                 if index >= widest:
                     widest = index + 1
             token += 1
             at = last
-        if not ascending:
-            order = np.argsort(indices[first:used])
-            indices[first:used] = indices[first:used][order]
-            values[first:used] = values[first:used][order]
-            for i in range(first + 1, used):
-                if indices[i] == indices[i - 1]:
-                    return DUPLICATE, row, start, start, used, widest
         lengths[row] = used - first
         at = _row_start(data, _line_end(data, at, end) + 1, end, HASH)
-    return OK, 0, at, at, used, widest
+    return OK, 0, at, at, used, widest, ascending
 
 
 @njit(nogil=True, cache=True)

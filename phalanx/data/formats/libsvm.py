@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -10,7 +11,7 @@ import numpy as np
 from ...contracts import Array, Csr
 from ...errors import UserError
 from ..format import STRIDE, Options, RowIndex, Table
-from ..kernels import BAD_INDEX, BAD_LABEL, COLON, DUPLICATE, HASH, INDEX_TOO_LARGE, NO_ROW, OK, parse_libsvm
+from ..kernels import BAD_INDEX, BAD_LABEL, COLON, HASH, INDEX_TOO_LARGE, NO_ROW, OK, parse_libsvm
 from ..lines import changed, in_threads, index_lines, line_of, read_span, text_at
 from ..source import Source
 
@@ -93,13 +94,13 @@ class LibSvm:
         columns = -1 if options.columns is None else options.columns
         ends = [*(cut[0] for cut in span.cuts[1:]), len(span.data)]
 
-        def parse(part: int) -> tuple[int, int, int, int, Array, Array, int]:
+        def parse(part: int) -> tuple[int, int, int, int, Array, Array, int, bool]:
             at, skip, rows = span.cuts[part]
             entries = int(np.count_nonzero(span.data[at : ends[part]] == COLON))
             indices, values = np.empty(entries, dtype=np.int64), np.empty(entries, dtype=np.float32)
             first = sum(cut[2] for cut in span.cuts[:part])
             own = slice(first, first + rows)
-            code, row, begin, place, used, widest = parse_libsvm(
+            code, row, begin, place, used, widest, ascending = parse_libsvm(
                 span.data,
                 at,
                 len(span.data),
@@ -112,7 +113,7 @@ class LibSvm:
                 side[own],
                 group[own],
             )
-            return code, first + row, begin, place, indices[:used], values[:used], widest
+            return code, first + row, begin, place, indices[:used], values[:used], widest, ascending
 
         pieces = in_threads(parse, len(span.cuts))
         for code, row, begin, place, *_ in pieces:
@@ -120,6 +121,10 @@ class LibSvm:
                 raise self._wrong(source, index, start + row, code, span.data, begin, place, options)
         indices = pieces[0][4] if len(pieces) == 1 else np.concatenate([piece[4] for piece in pieces])
         values = pieces[0][5] if len(pieces) == 1 else np.concatenate([piece[5] for piece in pieces])
+        if not all(piece[7] for piece in pieces):
+            indices, values = _sorted(
+                lengths, indices, values, options.index_base, lambda row: self.where(source, index, start + row)
+            )
         return _Parsed(lengths, indices, values, side, group, max(int(piece[6]) for piece in pieces))
 
     def _check_alike(self, source: Source, index: RowIndex, start: int, what: str, flag: bool, has: Array) -> None:
@@ -141,11 +146,25 @@ class LibSvm:
             return UserError(f"{where}: index 0 in '{shown}', but indices start at 1; if they start at 0, say ;index_base=0")
         if code == INDEX_TOO_LARGE:
             return UserError(f"{where}: '{shown}' lies beyond the {options.columns} columns of the data")
-        if code == DUPLICATE:
-            return UserError(f"{where} names an index twice: '{line}'")
         if code == BAD_LABEL:
             return UserError(f"{where} does not begin with a label or label:weight: '{line}'; is it libsvm?")
         return UserError(f"{where}: '{shown}' is no index:value pair of numbers; is it libsvm?")
+
+
+def _sorted(lengths: Array, indices: Array, values: Array, base: int, where: Callable[[int], str]) -> tuple[Array, Array]:
+    """Return indices and values with those of each row in ascending order.
+
+    Raises:
+        UserError: a row names an index twice; `where` names the row.
+    """
+    row = np.repeat(np.arange(len(lengths)), lengths)
+    order = np.lexsort((indices, row))
+    indices = indices[order]
+    twice = np.flatnonzero((indices[1:] == indices[:-1]) & (row[1:] == row[:-1]))
+    if len(twice):
+        place = int(twice[0])
+        raise UserError(f"{where(int(row[place]))} names the index {int(indices[place]) + base} twice")
+    return indices, values[order]
 
 
 @final
