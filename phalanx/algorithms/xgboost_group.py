@@ -166,6 +166,7 @@ def _agree(world: Collective, own: Exception | None) -> None:
     if own is not None and record is not None and (record["kind"], record["lost"]) == (cause["kind"], cause["lost"]):
         raise own from own.__cause__
     error = from_record(cause)
-    error.message = f"rank {rank}, training: {error.message}"
-    error.args = (error.message,)
+    if not isinstance(error, UserError):  # which rank met the user's mistake is nothing to the user
+        error.message = f"rank {rank}, training: {error.message}"
+        error.args = (error.message,)
     raise error
