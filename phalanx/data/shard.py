@@ -99,6 +99,7 @@ class FileShard:
         files = _files(channel)
         content = parse_content_type(channel.content_type) if channel.content_type else _common_type(files)
         self._options = _options(content, index_base, threads)
+        self._says_label_size = content.format in ("csv", "parquet")
         self._format: Format = format_named(content.format)
         local = files if self.streaming else storage.fetched(files, scratch / name)
         # errors name the file as the user gave it
@@ -222,7 +223,11 @@ class FileShard:
             if width != widths[0]:
                 raise UserError(f"{source.name} has {width} feature columns, {self._sources[0].name} has {widths[0]}")
         if wanted is not None and widths[0] != wanted:
-            hint = "; with label_size=0 in the content type no column is taken as the label" if widths[0] == wanted - 1 else ""
+            hint = ""
+            if self._says_label_size and widths[0] == wanted - 1 and self._options.label_size:
+                hint = "; with label_size=0 in the content type no column is taken as the label"
+            elif self._says_label_size and widths[0] == wanted + 1 and not self._options.label_size:
+                hint = "; with label_size=1 in the content type the first column is the label"
             raise UserError(f"{self._sources[0].name} has {widths[0]} feature columns, {wanted} are expected{hint}")
         return widths[0]
 

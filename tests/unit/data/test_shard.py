@@ -158,6 +158,8 @@ def test_a_wrong_width_hints_at_the_label(opened: Opener, tmp_path: Path) -> Non
     (tmp_path / "a.csv").write_text("1,2,3\n")
     with pytest.raises(UserError, match=r"2 feature columns, 3 are expected; with label_size=0"):
         opened(tmp_path / "a.csv", columns=3)
+    with pytest.raises(UserError, match=r"3 feature columns, 2 are expected; with label_size=1"):
+        opened(tmp_path / "a.csv", columns=2, content_type="text/csv;label_size=0")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32])
