@@ -89,7 +89,8 @@ def predict_file(model: Model, source: str, sink: str, *, content_type: str | No
     width = getattr(model.learned, "columns", None)
     rows = 0
     writer: ResponseWriter | None = None
-    chunks = read_requests(source, content_type, columns=width, batch_rows=REQUEST_ROWS)
+    index_base = registry.entry(model.algorithm).index_base  # libsvm rows count as they did in training
+    chunks = read_requests(source, content_type, columns=width, batch_rows=REQUEST_ROWS, index_base=index_base)
     with storage.replacing_writer(sink) as out:
         for features in chunks:
             if writer is None:
