@@ -8,7 +8,7 @@ and `label` (2) of Value; a Value is a tensor of float32 (2), float64 (3) or int
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import BinaryIO, final
 
 import numpy as np
@@ -25,22 +25,24 @@ from ..recordio_kernels import (
     MAGIC,
     NO_FEATURES,
     OK,
+    SEVERAL,
+    SHAPE,
     UNSUPPORTED,
     VALUES,
     WIDTH,
-    WIDTH_OF,
     describe,
     fill_dense,
     fill_labels,
     fill_sparse,
     frames,
-    largest_key,
 )
 from ..source import CHUNK, Source
 
 _HEADER = struct.Struct("<II")
 _MAX_RECORD = 1 << 29
 _MAX_COLUMNS = (1 << 31) - 1
+_AT_ONCE = 1 << 14  # records
+_INT32 = np.iinfo(np.int32)
 
 
 @final
@@ -50,14 +52,14 @@ class RecordIO:
     def index(self, source: Source, options: Options) -> RowIndex:
         """See `Format.index`."""
         walk = _Walk(source.name, options.label_size == 1)
-        offset, rest = 0, b""
+        offset, rest = 0, bytearray()
         while True:
-            data = source.read(offset + len(rest), CHUNK)
-            piece = rest + data
-            if not piece:
+            data = source.read(offset + len(rest), max(CHUNK, len(rest)))  # a long record is looked at a few times only
+            rest += data
+            if not rest:
                 break
-            used = walk.take(piece, offset)
-            rest, offset = piece[used:], offset + used
+            used = walk.take(rest, offset)
+            rest, offset = rest[used:], offset + used
             if not data and rest:
                 raise UserError(f"{source.name} record {walk.rows + 1}: cut short")
             if len(rest) > _MAX_RECORD + 8:
@@ -69,7 +71,8 @@ class RecordIO:
     def read(self, source: Source, index: RowIndex, start: int, stop: int, options: Options) -> Table:
         """See `Format.read`."""
         first, place = place_before(index, start)
-        data, begins, ends = _frames(source.read(place, place_after(index, stop) - place), source.name)
+        piece = source.read(place, place_after(index, stop) - place)
+        data, begins, ends = _frames(piece, source.name, first, stop - first + STRIDE)
         begins, ends = begins[start - first : stop - first], ends[start - first : stop - first]
         if len(begins) != stop - start:
             raise UserError(f"{source.name} has changed while it was read")
@@ -89,9 +92,20 @@ def write_dense(file: BinaryIO, features: Array, label: Array | None = None) -> 
     """Write rows (N, D), with labels (N,) where given; int arrays become int32 tensors, float64 and float32 stay what they are.
 
     Raises:
-        UserError: another dtype, or a label that is not as long as the features.
+        UserError: another dtype, whole numbers beyond int32, features that are no matrix, a label that is not as long.
     """
-    _check_label(features.shape[0], label)
+    if features.ndim != 2:
+        raise UserError(f"features must have the shape (rows, columns), not {features.shape}")
+    _check_label(len(features), label)
+    if all(array is None or array.dtype in (np.float32, np.float64) for array in (features, label)):
+        step = max(1, CHUNK // (features.shape[1] + 1) // 8)
+        for start in range(0, len(features), step):
+            part = slice(start, start + step)
+            tensors = [(1, "values", features[part])]
+            if label is not None:
+                tensors.append((2, "values", label[part, None]))
+            file.write(_alike(tensors))
+        return
     for number, row in enumerate(features):
         _write_record(file, _tensor(row), None if label is None else _tensor(label[number : number + 1]))
 
@@ -107,15 +121,22 @@ def write_sparse(file: BinaryIO, features: Csr, label: Array | None = None) -> N
 
 
 def encode_label_records(columns: Mapping[str, Array]) -> bytes:
-    """Return a response: a record a row, every column an entry of its label map."""
-    parts: list[bytes] = []
-    for row in zip(*columns.values(), strict=True):
-        entries = [
-            _bytes_field(2, _bytes_field(1, name.encode()) + _bytes_field(2, _tensor(np.atleast_1d(np.asarray(v, np.float32)))))
-            for name, v in zip(columns, row, strict=True)
-        ]
-        parts.append(_framed(b"".join(entries)))
-    return b"".join(parts)
+    """Return a response: a record a row, every column (N,) or (N, K) a float32 entry of its label map.
+
+    Raises:
+        UserError: a column that holds no numbers, or is not as long as the others.
+    """
+    tensors = []
+    for name, column in columns.items():
+        if np.asarray(column).dtype.kind not in "biuf":
+            raise UserError(
+                f"'{name}' holds no numbers: recordio-protobuf cannot carry it; ask for application/json or text/csv"
+            )
+        values = np.asarray(column, dtype=np.float32)
+        tensors.append((2, name, values.reshape(len(values), -1) if values.size else values.reshape(len(values), 0)))
+    if len({len(values) for _, _, values in tensors}) > 1:
+        raise UserError(f"columns differ in length: {', '.join(f'{name} {len(values)}' for _, name, values in tensors)}")
+    return _alike(tensors)
 
 
 def decode_records(body: bytes, columns: int | None) -> Features:
@@ -124,13 +145,13 @@ def decode_records(body: bytes, columns: int | None) -> Features:
     Raises:
         UserError: damaged records, or no records.
     """
-    data, begins, ends = _frames(body, "the request")
+    name = "the request"
+    data, begins, ends = _frames(body, name, 0, len(body) // 8 + 1)
     if not len(begins):
-        raise UserError("the request holds no records")
-    descriptions = _describe(data, begins, ends, "the request", 0)
-    sparse = _sparse(descriptions)
-    width = columns if columns is not None else _width(data, descriptions, "the request", 0)
-    return _features(data, descriptions, width, sparse, "the request", 0)
+        raise UserError(f"{name} holds no records")
+    descriptions = _describe(data, begins, ends, name, 0)
+    width = columns if columns is not None else _width(descriptions, name, 0)
+    return _features(data, descriptions, width, _sparse(descriptions), name, 0)
 
 
 @final
@@ -146,22 +167,16 @@ class _Walk:
         self.sparse = False
         self.labelled = False
 
-    def take(self, piece: bytes, offset: int) -> int:
+    def take(self, piece: bytearray, offset: int) -> int:
         """Walk the whole records in `piece`, which lies at `offset`; return how many bytes they take."""
         data = np.frombuffer(piece, dtype=np.uint8)
-        limit = len(data) // 8 + 1
-        begins, ends = np.empty(limit, dtype=np.int64), np.empty(limit, dtype=np.int64)
-        count, used, code, parts = frames(data, begins, ends, limit)
-        self._note(data, begins[:count], ends[:count], offset + begins[:count] - 8)
-        if code != OK:
-            raise UserError(f"{self._name} record {self.rows + 1}: no record begins here (is it recordio?)")
-        if parts:
-            payload, length = _joined(piece, used, f"{self._name} record {self.rows + 1}")
-            if payload is not None:
-                joined = np.frombuffer(payload, dtype=np.uint8)
-                place = np.array([offset + used])
-                self._note(joined, np.zeros(1, np.int64), np.array([len(joined)]), place)
-                used += length
+        begins, ends = np.empty(_AT_ONCE, dtype=np.int64), np.empty(_AT_ONCE, dtype=np.int64)
+        used, count = 0, _AT_ONCE
+        while count == _AT_ONCE:
+            count, used, code = frames(data, used, begins, ends)
+            self._note(data, begins[:count], ends[:count], offset + begins[:count] - 8)
+            if code != OK:
+                raise _no_record(self._name, self.rows)
         return int(used)
 
     def _note(self, data: Array, begins: Array, ends: Array, places: Array) -> None:
@@ -170,7 +185,7 @@ class _Walk:
         descriptions = _describe(data, begins, ends, self._name, self.rows)
         self.sparse = self.sparse or _sparse(descriptions)
         self._note_labels(descriptions)
-        self.columns = max(self.columns, _width(data, descriptions, self._name, self.rows))
+        self.columns = max(self.columns, _width(descriptions, self._name, self.rows))
         self.places += places[(-self.rows) % STRIDE :: STRIDE].tolist()
         self.rows += len(begins)
 
@@ -187,44 +202,20 @@ class _Walk:
             raise UserError(f"{self._name} record {record} {states[0]} where record 1 {states[1]}")
 
 
-def _frames(piece: bytes, name: str) -> tuple[Array, Array, Array]:
-    """Return data, and begin and end of every record's payload in it; records in parts are joined."""
-    data = np.frombuffer(piece, dtype=np.uint8)
-    limit = len(data) // 8 + 1
+def _frames(piece: bytes, name: str, first: int, limit: int) -> tuple[Array, Array, Array]:
+    """Return data, and begin and end of every payload in it: at most `limit` records, numbered from `first`."""
+    data = np.frombuffer(bytearray(piece), dtype=np.uint8)
     begins, ends = np.empty(limit, dtype=np.int64), np.empty(limit, dtype=np.int64)
-    count, used, code, parts = frames(data, begins, ends, limit)
-    if code == OK and not parts and used == len(data):
-        return data, begins[:count], ends[:count]
+    count, used, code = frames(data, 0, begins, ends)
     if code != OK:
-        raise UserError(f"{name} record {count + 1}: no record begins here (is it recordio?)")
-    if not parts:
-        raise UserError(f"{name} record {count + 1}: cut short")
-    whole = bytearray(piece[:used])
-    while used < len(piece):
-        payload, length = _joined(piece, used, name)
-        if payload is None:
-            raise UserError(f"{name}: a record in several parts is cut short")
-        whole += _framed(payload)
-        used += length
-    return _frames(bytes(whole), name)
+        raise _no_record(name, first + count)
+    if used != len(data):
+        raise UserError(f"{name} record {first + count + 1}: cut short")
+    return data, begins[:count], ends[:count]
 
 
-def _joined(piece: bytes, at: int, name: str) -> tuple[bytes | None, int]:
-    """Return the payload of the record at `at`, its parts joined by the magic number, and its length; None where it goes on."""
-    begin, payload = at, b""
-    while True:
-        if at + 8 > len(piece):
-            return None, 0
-        magic, word = _HEADER.unpack_from(piece, at)
-        flag, length = word >> 29, word & (_MAX_RECORD - 1)
-        if magic != MAGIC or (flag in (0, 1)) != (at == begin):
-            raise UserError(f"{name}: no record begins here (is it recordio?)")
-        if at + 8 + length > len(piece):
-            return None, 0
-        payload += (struct.pack("<I", MAGIC) if at != begin else b"") + piece[at + 8 : at + 8 + length]
-        at = min(at + 8 + (length + 3) // 4 * 4, len(piece))
-        if flag in (0, 3):
-            return payload, at - begin
+def _no_record(name: str, row: int) -> UserError:
+    return UserError(f"{name} record {row + 1}: no record begins here (is it recordio?)")
 
 
 def _describe(data: Array, begins: Array, ends: Array, name: str, first: int) -> Array:
@@ -237,28 +228,26 @@ def _describe(data: Array, begins: Array, ends: Array, name: str, first: int) ->
 
 def _sparse(descriptions: Array) -> bool:
     """Return whether records are sparse: they have keys, or no values but a shape."""
-    empty = (descriptions[:, VALUES] == 0) & (descriptions[:, WIDTH_OF] > 0)
+    empty = (descriptions[:, VALUES] == 0) & (descriptions[:, WIDTH] > 0)
     return bool(((descriptions[:, KEYS] > 0) | empty).any())
 
 
-def _width(data: Array, descriptions: Array, name: str, first: int) -> int:
-    shaped = descriptions[:, WIDTH_OF]
-    sparse = descriptions[:, KEYS] > 0
-    given = np.where(sparse | (descriptions[:, VALUES] == 0), shaped, descriptions[:, VALUES])
-    width = max(int(given.max()), int(largest_key(data, descriptions[sparse & (shaped < 0)])))
-    if width > _MAX_COLUMNS or (shaped < -1).any():
-        record = int(np.argmax((given > _MAX_COLUMNS) | (shaped < -1)))
-        raise UserError(f"{name} record {first + record + 1}: a width of {int(shaped[record]) & (2**64 - 1)} is not possible")
+def _width(descriptions: Array, name: str, first: int) -> int:
+    record = int(descriptions[:, WIDTH].argmax())
+    width = int(descriptions[record, WIDTH])
+    if width > _MAX_COLUMNS:
+        raise UserError(f"{name} record {first + record + 1}: a width of {width} is not possible, the most is {_MAX_COLUMNS}")
     return width
 
 
 def _features(data: Array, descriptions: Array, columns: int, sparse: bool, name: str, first: int) -> Features:
     if not sparse:
+        wrong = np.flatnonzero((descriptions[:, VALUES] != columns) | (descriptions[:, KEYS] > 0))
+        if len(wrong):  # before memory is taken: one wide record must not make all wide
+            has = int(descriptions[wrong[0], VALUES])
+            raise UserError(f"{name} record {first + int(wrong[0]) + 1} has {has} values where {columns} are expected")
         dense = np.empty((len(descriptions), columns), dtype=np.float32)
-        code, record = fill_dense(data, descriptions, dense)
-        if code != OK:
-            has = int(descriptions[record, VALUES])
-            raise UserError(f"{name} record {first + record + 1} has {has} values where {columns} are expected")
+        fill_dense(data, descriptions, dense)
         return dense
     indptr = np.concatenate([[0], np.cumsum(descriptions[:, VALUES])]).astype(np.int64)
     indices, values = np.empty(int(indptr[-1]), dtype=np.int64), np.empty(int(indptr[-1]), dtype=np.float32)
@@ -288,8 +277,10 @@ def _wrong(code: int, where: str, columns: int) -> UserError:
         return UserError(f"{where}: a sparse tensor needs one key for every value, and each key once")
     if code == KEY_RANGE:
         return UserError(f"{where} has a key beyond the {columns} columns of the data")
-    if code == WIDTH:
-        return UserError(f"{where} has another width than the data")
+    if code == SEVERAL:
+        return UserError(f"{where} has more than one tensor of features; there must be one, named 'values'")
+    if code == SHAPE:
+        return UserError(f"{where}: its shape does not fit the number of its values")
     return UserError(f"{where} is damaged: no protobuf message")
 
 
@@ -310,26 +301,53 @@ def _framed(payload: bytes) -> bytes:
     return _HEADER.pack(MAGIC, len(payload)) + payload + b"\0" * (-len(payload) % 4)
 
 
+def _alike(tensors: Sequence[tuple[int, str, Array]]) -> bytes:
+    """Return records of float tensors, given as (map, name, values (N, K)).
+
+    They are all as long as each other: one is laid out, copied, and the values are written into the copies.
+    """
+    layout, places, at = b"", [], _HEADER.size
+    for number, name, values in tensors:
+        size = values.shape[1] * values.itemsize
+        kind = 3 if values.dtype == np.float64 else 2
+        value = _bytes_field(kind, _packed(1, bytes(size)))
+        layout += _bytes_field(number, _bytes_field(1, name.encode()) + _bytes_field(2, value))
+        places.append(slice(at + len(layout) - size, at + len(layout)))
+    record = np.frombuffer(_framed(layout), dtype=np.uint8)
+    records = np.repeat(record[None], len(tensors[0][2]) if tensors else 0, axis=0)
+    for place, (_, _, values) in zip(places, tensors, strict=True):
+        little = np.ascontiguousarray(values, dtype=values.dtype.newbyteorder("<"))
+        records[:, place] = little.view(np.uint8).reshape(len(little), -1) if little.size else 0
+    return records.tobytes()
+
+
 def _tensor(values: Array, keys: Array | None = None, shape: Array | None = None) -> bytes:
     """Return a Value that holds one tensor."""
     if values.dtype.kind in "iu":
-        number, packed = 7, _varints(values.astype(np.int64))
+        if values.size and (int(values.max()) > _INT32.max or int(values.min()) < _INT32.min):
+            raise UserError("whole numbers beyond 32 bits cannot be written as int32; give float32 or float64")
+        number, content = 7, _varints(values)
     elif values.dtype == np.float64:
-        number, packed = 3, values.astype("<f8").tobytes()
+        number, content = 3, values.astype("<f8").tobytes()
     elif values.dtype == np.float32:
-        number, packed = 2, values.astype("<f4").tobytes()
+        number, content = 2, values.astype("<f4").tobytes()
     else:
         raise UserError(f"arrays of {values.dtype} cannot be written; give int, float32 or float64")
-    body = _bytes_field(1, packed)
+    body = _packed(1, content)
     if keys is not None:
-        body += _bytes_field(2, _varints(keys))
+        body += _packed(2, _varints(keys))
     if shape is not None:
-        body += _bytes_field(3, _varints(shape))
+        body += _packed(3, _varints(shape))
     return _bytes_field(number, body)
 
 
+def _packed(number: int, content: bytes) -> bytes:
+    """Return a repeated field; one without values is left out, as protobuf does."""
+    return _bytes_field(number, content) if content else b""
+
+
 def _varints(numbers: Array) -> bytes:
-    return b"".join(_varint(int(number) & (2**64 - 1)) for number in numbers)
+    return b"".join(_varint(int(number) & (2**64 - 1)) for number in numbers.tolist())
 
 
 def _varint(number: int) -> bytes:
