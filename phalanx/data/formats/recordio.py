@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import BinaryIO, final
 
 import numpy as np
@@ -42,6 +43,7 @@ _HEADER = struct.Struct("<II")
 _MAX_RECORD = 1 << 29
 _MAX_COLUMNS = (1 << 31) - 1
 _AT_ONCE = 1 << 14  # records
+_RUN = 1 << 19  # bytes of dense records that are decoded at a time
 _INT32 = np.iinfo(np.int32)
 
 
@@ -70,18 +72,20 @@ class RecordIO:
 
     def read(self, source: Source, index: RowIndex, start: int, stop: int, options: Options) -> Table:
         """See `Format.read`."""
-        first, place = place_before(index, start)
-        piece = source.read(place, place_after(index, stop) - place)
-        data, begins, ends = _frames(piece, source.name, first, stop - first + STRIDE)
-        begins, ends = begins[start - first : stop - first], ends[start - first : stop - first]
-        if len(begins) != stop - start:
-            raise UserError(f"{source.name} has changed while it was read")
-        descriptions = _describe(data, begins, ends, source.name, start)
-        columns = options.columns if options.columns is not None else index.columns or 0
-        if not index.sparse:
-            columns = index.columns or 0
-        features = _features(data, descriptions, columns, index.sparse, source.name, start)
-        return Table(features, _labels(data, descriptions, source.name, start) if index.labelled else None)
+        size = place_after(index, stop) - place_before(index, start)[1]
+        width = index.columns or 0
+        # a dense value takes a byte at least: with fewer, a record is short, and reading in one go names it before memory is taken
+        if index.sparse or size < 2 * _RUN or (stop - start) * width > size:
+            return _read_run(source, index, start, stop, options, None)
+        features = np.empty((stop - start, width), dtype=np.float32)
+        label = np.empty(stop - start, dtype=np.float32) if index.labelled else None
+        strides = max(1, _RUN * (stop - start) // (size * STRIDE))
+        edges = [start, *range((start // STRIDE + 1) * STRIDE, stop, strides * STRIDE), stop]
+        for first, last in pairwise(edges):  # in runs that stay in the processor's cache from reading to decoding
+            part = _read_run(source, index, first, last, options, features[first - start : last - start])
+            if label is not None:
+                label[first - start : last - start] = part.label
+        return Table(features, label)
 
     def where(self, source: Source, index: RowIndex, row: int) -> str:
         """See `Format.where`."""
@@ -202,6 +206,20 @@ class _Walk:
             raise UserError(f"{self._name} record {record} {states[0]} where record 1 {states[1]}")
 
 
+def _read_run(source: Source, index: RowIndex, start: int, stop: int, options: Options, out: Array | None) -> Table:
+    """Return rows [start, stop); dense ones in `out` where it is given."""
+    first, place = place_before(index, start)
+    piece = source.read(place, place_after(index, stop) - place)
+    data, begins, ends = _frames(piece, source.name, first, stop - first + STRIDE)
+    begins, ends = begins[start - first : stop - first], ends[start - first : stop - first]
+    if len(begins) != stop - start:
+        raise UserError(f"{source.name} has changed while it was read")
+    descriptions = _describe(data, begins, ends, source.name, start)
+    columns = index.columns if options.columns is None or not index.sparse else options.columns
+    features = _features(data, descriptions, columns or 0, index.sparse, source.name, start, out)
+    return Table(features, _labels(data, descriptions, source.name, start) if index.labelled else None)
+
+
 def _frames(piece: bytes, name: str, first: int, limit: int) -> tuple[Array, Array, Array]:
     """Return data, and begin and end of every payload in it: at most `limit` records, numbered from `first`."""
     data = np.frombuffer(bytearray(piece), dtype=np.uint8)
@@ -240,13 +258,15 @@ def _width(descriptions: Array, name: str, first: int) -> int:
     return width
 
 
-def _features(data: Array, descriptions: Array, columns: int, sparse: bool, name: str, first: int) -> Features:
+def _features(
+    data: Array, descriptions: Array, columns: int, sparse: bool, name: str, first: int, out: Array | None = None
+) -> Features:
     if not sparse:
         wrong = np.flatnonzero((descriptions[:, VALUES] != columns) | (descriptions[:, KEYS] > 0))
         if len(wrong):  # before memory is taken: one wide record must not make all wide
             has = int(descriptions[wrong[0], VALUES])
             raise UserError(f"{name} record {first + int(wrong[0]) + 1} has {has} values where {columns} are expected")
-        dense = np.empty((len(descriptions), columns), dtype=np.float32)
+        dense = np.empty((len(descriptions), columns), dtype=np.float32) if out is None else out
         fill_dense(data, descriptions, dense)
         return dense
     indptr = np.concatenate([[0], np.cumsum(descriptions[:, VALUES])]).astype(np.int64)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -242,6 +243,24 @@ def test_any_run_of_rows_can_be_read(tmp_path: Path) -> None:
             np.testing.assert_array_equal(dense(table.features), features[start:stop])
             assert table.label is None
     assert RecordIO().where(source, index, 6).endswith("a.rec.gz record 7")
+    source.close()
+
+
+def test_much_at_a_time_is_read_once(tmp_path: Path) -> None:
+    rows, wide = 3 * STRIDE + 5, 20_000
+    features = np.arange(rows * wide, dtype=np.float32).reshape(rows, wide)
+    path = tmp_path / "a.rec"
+    with path.open("wb") as out:
+        write_dense(out, features, features[:, 0])
+    source = Source(storage.File(str(path), path.stat().st_size))
+    index = RecordIO().index(source, Options())
+    for start, stop in ((0, rows), (1, rows), (STRIDE - 1, 2 * STRIDE + 1), (STRIDE, 2 * STRIDE), (rows - 3, rows)):
+        with mock.patch.object(source, "read", wraps=source.read) as reading:
+            table = RecordIO().read(source, index, start, stop, Options())
+        np.testing.assert_array_equal(dense(table.features), features[start:stop])
+        np.testing.assert_array_equal(table.label, features[start:stop, 0])
+        spans = [call.args for call in reading.call_args_list]
+        assert all(a + size == b for (a, size), (b, _) in pairwise(spans))  # nothing twice, nothing left out
     source.close()
 
 
