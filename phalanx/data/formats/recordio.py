@@ -74,7 +74,7 @@ class RecordIO:
         """See `Format.read`."""
         size = place_after(index, stop) - place_before(index, start)[1]
         width = index.columns or 0
-        # a dense value takes a byte at least: with fewer, a record is short, and reading in one go names it before memory is taken
+        # a dense value takes a byte at least: with fewer, a record is short; reading in one go names it before memory is taken
         if index.sparse or size < 2 * _RUN or (stop - start) * width > size:
             return _read_run(source, index, start, stop, options, None)
         features = np.empty((stop - start, width), dtype=np.float32)
