@@ -1,8 +1,8 @@
 """XGBoost: gradient boosted trees (Chen and Guestrin, 2016), spread over workers by the library's own communicator.
 
 Every worker holds its rows; `hist` adds up the workers' histograms, so all grow the same trees. Where rounds draw random
-numbers, every round starts from a seed of its own, made of the job's seed and the round's number: a round does not depend
-on how many ran in this process, and a job that goes on from a checkpoint ends with the same bytes.
+numbers, every chunk of rounds starts from a seed of its own, made of the job's seed and the round's number. A job that goes on
+from a checkpoint repeats the rounds since the last chunk began, and ends with the same bytes as one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from .xgboost_metrics import OWN_METRICS, evaluate, maximises
 
 MODEL_FILE = "xgboost-model"
 CARD_FILE = "xgboost.json"
+# Rounds drawn from one seed. More: a resumed job repeats more of them. Fewer: new seeds cost up to a millisecond each. Dart's
+# rounds change the weights of earlier trees, so none can be taken back: there every round has a seed of its own.
+_CHUNK = 8
 
 
 @dataclass(slots=True)
@@ -159,6 +162,7 @@ class _Training:
         self._settings = settings = algorithm.hyperparameters
         self._parameters = settings.parameters(device=session.device, threads=session.threads, seed=session.seed)
         self._seed = int(self._parameters["seed"])
+        self._chunk = 0 if not settings.samples() else 1 if settings.booster == "dart" else _CHUNK
         self._own = [name for name in settings.metrics() if name in OWN_METRICS]
         quantile = settings.booster != "gblinear" and settings.updater is None and settings.tree_method in _HIST
         self._matrices: dict[str, xgb.DMatrix] = {}
@@ -186,9 +190,7 @@ class _Training:
         try:
             while not self._is_over():
                 number = model._rounds  # of this round, counted from 0
-                if settings.samples():
-                    _renew(booster, self._parameters, _seed_of_round(self._seed, number))
-                booster.update(self._matrices["train"], number)
+                self._boost(booster, number)
                 model._rounds = number + 1
                 metrics = self._metrics(booster, self._watched(), number)
                 self._remember_best(booster, metrics)
@@ -203,11 +205,23 @@ class _Training:
             model.booster.reset()  # lets go of the data
 
     def _new_booster(self, restored: xgb.Booster | None) -> xgb.Booster:
+        """Collective. Return a booster that has done the rounds of the restored one, and draws what that would have drawn."""
         booster = xgb.Booster(self._parameters, list(self._matrices.values()))
-        if restored is not None:
-            booster.load_model(restored.save_raw(raw_format="ubj"))
+        rounds = self._algorithm._rounds
+        begin = rounds if self._is_over() or not self._chunk else rounds - rounds % self._chunk
+        if restored is not None and begin > 0:
+            kept = restored if begin == rounds else restored[:begin]
+            booster.load_model(kept.save_raw(raw_format="ubj"))
             booster.set_param(_pairs(self._parameters))
+        for number in range(begin, rounds):
+            self._boost(booster, number)
         return booster
+
+    def _boost(self, booster: xgb.Booster, number: int) -> None:
+        """Collective. Do one round, counted from 0."""
+        if self._chunk and number % self._chunk == 0:
+            _renew(booster, self._parameters, _seed_of_round(self._seed, number))
+        booster.update(self._matrices["train"], number)
 
     def _watched(self) -> list[str]:
         """Return the channels that are evaluated every round; the others wait for the end."""
