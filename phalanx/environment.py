@@ -70,8 +70,17 @@ def worker_variables(place: Placement, *, threads: int, attempt: int) -> dict[st
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
         "NUMBA_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": wait_policy(),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def wait_policy() -> str:
+    """Return how idle OpenMP threads wait, PASSIVE unless the user chose: spinning ones take the cores of other ranks.
+
+    The library reads it once, when it is loaded: the warm server needs it too.
+    """
+    return os.environ.get("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def snapshot() -> dict[str, str]:

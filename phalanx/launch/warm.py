@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, final
 
+from .. import environment
 from ..errors import PlatformError
 from .forkserver import SpawnFds, send_request
 
@@ -52,6 +53,7 @@ class WarmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
+                env={**environment.snapshot(), "OMP_WAIT_POLICY": environment.wait_policy()},
                 start_new_session=True,  # the terminal's Ctrl-C is for this process, which then stops the workers in order
             )
 
