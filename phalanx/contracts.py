@@ -8,9 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeVar
 
 import numpy.typing as npt
+
+if TYPE_CHECKING:  # this page loads numpy only
+    import torch
 
 Array = npt.NDArray[Any]
 Json = Any  # a value that json.dumps takes: None, bool, int, float, str, list, dict with str keys
@@ -195,6 +198,97 @@ class Algorithm(Stateful, Protocol):
 
     @classmethod
     def load(cls, folder: Path) -> Self: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """What a strategy is given to make a replica of: a module, its loss and optimizer, and how a step is computed."""
+
+    module: torch.nn.Module
+    loss: Callable[[Any, Any], torch.Tensor] | None  # None: the module takes the whole batch and returns its loss
+    make_optimizer: Callable[[Sequence[torch.nn.Parameter]], torch.optim.Optimizer]
+    device: torch.device
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: int = 1  # micro-batches that a rank computes for one step
+    clip_norm: float | None = None  # largest 2-norm of the global gradient
+    compile: bool = False
+    activation_checkpointing: bool = False  # of the module's repeated blocks
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Rows that are computed at once.
+
+    The gradient of a step is the sum over all micro-batches of all ranks of `weight` times the gradient of their mean loss.
+    """
+
+    inputs: Any  # tensors on the device, alone or in tuples, lists and mappings; the whole batch where the loss is None
+    target: Any
+    weight: float  # its rows / rows of the global batch; 0 for rows that only stand in where a rank has none
+    seed: int  # of torch's generators while it is computed
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step came to, the same on all ranks."""
+
+    loss: float  # weighted mean over the global batch, before the update; not finite where it is so on any rank
+    grad_norm: float | None  # 2-norm of the global gradient before clipping; None where it was not asked for
+    applied: bool = True  # False: fp16 gradients overflowed, the update was left out and the scale lowered
+
+
+class Replica(Stateful, Protocol):
+    """A module being trained by a strategy, as one rank holds it. `state_dict` holds module and optimizer; Collective."""
+
+    @property
+    def data_rank(self) -> int:
+        """Which part of every global batch this rank reads; ranks that share a model's copy have the same."""
+        ...
+
+    @property
+    def data_size(self) -> int:
+        """Parts of a global batch."""
+        ...
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer whose `param_groups` hold the learning rates in force."""
+        ...
+
+    def train_step(self, micro_batches: Sequence[MicroBatch]) -> StepOutput:
+        """Collective. One optimizer update from `accumulate` micro-batches."""
+        ...
+
+    def evaluate_step(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """Collective. Return the weighted mean loss without learning; any number of micro-batches, the same on all ranks."""
+        ...
+
+    def predict_step(self, inputs: Any) -> Any:
+        """Collective. Return the module's output for this rank's inputs, without learning."""
+        ...
+
+    def export(self) -> dict[str, torch.Tensor] | None:
+        """Collective. Return the full weights by the bare module's names, on the CPU, on rank 0; None on other ranks."""
+        ...
+
+    def close(self) -> None:
+        """Give back process groups and hooks. Safe to call twice."""
+        ...
+
+
+class Strategy(Protocol):
+    """How one training step of a torch module is spread over ranks; an object of options."""
+
+    @property
+    def name(self) -> str: ...
+    def prepare(self, recipe: Recipe, world: Collective) -> Replica:
+        """Collective. Place the module of rank 0 on all ranks.
+
+        Raises:
+            UserError: the module or the world does not fit; on every rank.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,14 @@ def worker_variables(place: Placement, *, threads: int, attempt: int) -> dict[st
     }
 
 
+def describe_group(place: Placement) -> None:
+    """Set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, which torch reads, as another starter's variables have them."""
+    os.environ.setdefault("RANK", str(place.rank))
+    os.environ.setdefault("WORLD_SIZE", str(place.size))
+    os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
+    os.environ.setdefault("MASTER_ADDR", place.master_addr)
+
+
 def wait_policy() -> str:
     """Return how idle OpenMP threads wait, PASSIVE unless the user chose: spinning ones take the cores of other ranks.
 

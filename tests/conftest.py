@@ -27,6 +27,9 @@ def _is_server(process: psutil.Process) -> bool:
         return False
 
 
+_SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+
+
 def _children() -> set[psutil.Process]:
     """Descendants of this process but for warm servers themselves (a forked worker has its server's command line)."""
     found = set()
@@ -51,5 +54,5 @@ def nothing_is_left_behind() -> Iterator[None]:
     assert not {t.name for t in left if t.is_alive() and not t.name.startswith(("asyncio", "fsspec"))}, "threads left behind"
     gone, alive = psutil.wait_procs(list(_children() - children), timeout=5)
     assert not alive, f"processes left behind: {alive} (ended late: {gone})"
-    changed = {k for k in {*environment, *os.environ} - {"PYTEST_CURRENT_TEST"} if environment.get(k) != os.environ.get(k)}
+    changed = {k for k in {*environment, *os.environ} - _SET_BY_LIBRARIES if environment.get(k) != os.environ.get(k)}
     assert not changed, f"environment variables left changed: {changed}"

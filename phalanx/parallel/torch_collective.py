@@ -48,6 +48,11 @@ class TorchCollective:
     def size(self) -> int:
         return self._size
 
+    @property
+    def store(self) -> Any:
+        """The key-value store that the ranks met through."""
+        return self._store
+
     def __init__(self, store: Any, group: Any, votes: Any, device: torch.device, timeout_s: float) -> None:
         self._store = store
         self._group = group
@@ -86,8 +91,6 @@ class TorchCollective:
             PlatformError: the others did not come in time.
             UserError: nccl was asked of a torch without it.
         """
-        if backend == "nccl" and not (dist.is_nccl_available() and torch.cuda.is_available()):
-            raise UserError("backend=nccl needs GPUs and a torch built for them; use backend=gloo on CPUs")
         limit = timedelta(seconds=timeout_s)
         try:
             store = _c10d.TCPStore(
@@ -99,6 +102,27 @@ class TorchCollective:
                 wait_for_workers=False,
                 master_listen_fd=store_fd if rank == 0 else None,
             )
+        except RuntimeError as error:
+            raise _not_met(rank, size, f"{addr}:{port} within {timeout_s:g} s", error) from error
+        return cls.over(store, rank, size, addr, place=f"{addr}:{port}", backend=backend, timeout_s=timeout_s)
+
+    @classmethod
+    def over(
+        cls,
+        store: Any,
+        rank: int,
+        size: int,
+        addr: str,
+        *,
+        place: str | None = None,
+        backend: Literal["gloo", "nccl"] = "gloo",
+        timeout_s: float = 600,
+    ) -> TorchCollective:
+        """Collective. Meet the other ranks through a store that all of them have; see `open`. `place` is for error texts."""
+        if backend == "nccl" and not (dist.is_nccl_available() and torch.cuda.is_available()):
+            raise UserError("backend=nccl needs GPUs and a torch built for them; use backend=gloo on CPUs")
+        limit = timedelta(seconds=timeout_s)
+        try:
             votes = _gloo(_c10d.PrefixStore("votes", store), rank, size, addr, limit)
             device = torch.device("cpu")
             if backend == "nccl":
@@ -107,10 +131,7 @@ class TorchCollective:
             else:
                 group = _gloo(_c10d.PrefixStore("calls", store), rank, size, addr, limit)
         except RuntimeError as error:
-            place = f"{addr}:{port} within {timeout_s:g} s"
-            raise PlatformError(
-                f"rank {rank} of {size} could not meet the other workers at {place}: {_words(error)}"
-            ) from error
+            raise _not_met(rank, size, f"{place or addr} within {timeout_s:g} s", error) from error
         world = cls(store, group, votes, device, timeout_s)
         world.barrier(timeout_s)  # nobody leaves, not even with an error, while another still connects
         return world
@@ -242,7 +263,11 @@ class TorchCollective:
             raise self._lost(what, error) from error
 
     def _lost(self, what: str, error: RuntimeError) -> PlatformError:
-        return PlatformError(f"rank {self.rank} lost contact with another worker during {what}: {_words(error)}")
+        return PlatformError(f"rank {self.rank} lost contact with another worker during {what}: {lost_words(error)}")
+
+
+def _not_met(rank: int, size: int, place: str, error: RuntimeError) -> PlatformError:
+    return PlatformError(f"rank {rank} of {size} could not meet the other workers at {place}: {lost_words(error)}")
 
 
 def _gloo(store: Any, rank: int, size: int, addr: str, limit: timedelta) -> Any:
@@ -303,7 +328,7 @@ def _from_carried(carried: Array, x: Array, op: Op) -> Array:
     return carried.astype(x.dtype).reshape(x.shape)
 
 
-def _words(error: RuntimeError) -> str:
+def lost_words(error: RuntimeError) -> str:
     """Return the telling part of a torch error: without source lines, stack frames and advice."""
     first = str(error).split("This is typically")[0].split("Exception raised from")[0].strip().split("\n")[0]
     return re.sub(r"^\[[^\]]*\.(cc|cpp|h):\d+\]\s*", "", first).rstrip(". ") or type(error).__name__

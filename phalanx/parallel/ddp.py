@@ -1,0 +1,224 @@
+"""`single` and `ddp`: a copy of the module on every rank, gradients averaged while they are computed.
+
+torch's DistributedDataParallel (Li et al., 2020, "PyTorch Distributed: Experiences on Accelerating Data Parallel Training").
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, final
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from ..contracts import Collective, MicroBatch, Recipe, Replica, State, StepOutput
+from ..errors import UserError
+from . import checkpointing
+from .objective import Objective, autocast, check_micro_batches, clip, evaluating, scaler_for, seed_generators, trainable
+from .process_group import ensure_default_group
+from .states import full_weights, load_training_state, training_state
+from .uniform import broadcast_module, check_same_module
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Single:
+    """One process, no communication."""
+
+    name = "single"
+
+    def prepare(self, recipe: Recipe, world: Collective) -> Replica:
+        """See `contracts.Strategy`."""
+        if world.size > 1:
+            raise UserError(f"strategy 'single' trains on 1 worker, not {world.size}; use 'ddp', or start one worker")
+        return DataParallelReplica(recipe, world, DDP())
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class DDP:
+    """Data parallel.
+
+    Args:
+        bucket_mb: gradients are exchanged in buckets of so many MiB.
+        find_unused_parameters: "auto": looked for in the first step, and on from then on only if that step left some out.
+    """
+
+    bucket_mb: float = 25
+    find_unused_parameters: bool | Literal["auto"] = "auto"
+    name = "ddp"
+
+    def prepare(self, recipe: Recipe, world: Collective) -> Replica:
+        """See `contracts.Strategy`."""
+        return DataParallelReplica(recipe, world, self)
+
+
+class _Counted(torch.nn.Module):
+    """An objective whose loss reaches all ranks with the gradients, at no further exchange.
+
+    `total` is a parameter of value 0 that is multiplied with the loss: its gradient is the loss, and averaged as all are.
+    """
+
+    def __init__(self, objective: Objective, like: torch.Tensor) -> None:
+        super().__init__()
+        self.objective = objective
+        dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+        self.total = torch.nn.Parameter(torch.zeros(1, dtype=dtype, device=like.device))
+
+    def forward(self, inputs: Any, target: Any, weight: float) -> torch.Tensor:
+        """Return `weight` times the mean loss, (1,)."""
+        loss: torch.Tensor = self.objective(inputs, target) * weight
+        return loss + self.total * loss.detach()
+
+
+@final
+class DataParallelReplica:
+    """`contracts.Replica` of `single` and `ddp`."""
+
+    data_rank: int
+    data_size: int
+
+    def __init__(self, recipe: Recipe, world: Collective, options: DDP) -> None:
+        self.data_rank, self.data_size = world.rank, world.size
+        self._recipe = recipe
+        self._options = options
+        self._world = world
+        self._module = recipe.module.to(recipe.device)
+        self._parameters = trainable(self._module)
+        check_same_module(self._module, world)
+        if recipe.activation_checkpointing:
+            checkpointing.apply(self._module)
+        self._objective = Objective(recipe)
+        self._counted = _Counted(self._objective, self._parameters[0])
+        self._optimizer = recipe.make_optimizer(self._parameters)
+        self._scaler = scaler_for(recipe)
+        self._total = self._counted.total
+        self._exploring = False
+        self._used: set[int] = set()
+        self._watch: list[Any] = []
+        if world.size > 1:
+            ensure_default_group(world, recipe.device)
+            broadcast_module(self._module)
+            self._exploring = options.find_unused_parameters == "auto"
+        self._wrapped = self._wrap(find_unused=options.find_unused_parameters is not False)
+        if self._exploring:
+            self._watch = [
+                _on_gradient(parameter, partial(self._used.add, number)) for number, parameter in enumerate(self._parameters)
+            ]
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The user's optimizer."""
+        return self._optimizer
+
+    def train_step(self, micro_batches: Sequence[MicroBatch]) -> StepOutput:
+        """See `contracts.Replica`."""
+        recipe = self._recipe
+        check_micro_batches(micro_batches, recipe)
+        self._module.train()
+        last = micro_batches[-1]
+        for micro in micro_batches:
+            with contextlib.nullcontext() if micro is last or self._world.size == 1 else self._wrapped.no_sync():
+                seed_generators(micro.seed, recipe.device)
+                loss = self._loss(micro)
+                self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
+        loss_sum = float(self._total.grad) / scale  # type: ignore[arg-type]
+        self._total.grad = None
+        if self._scaler.is_enabled():
+            self._scaler.unscale_(self._optimizer)
+        norm = clip(self._parameters, recipe.clip_norm, wanted=False)
+        applied = self._update()
+        if self._exploring:
+            self._settle()
+        return StepOutput(loss_sum, None if norm is None else float(norm), applied)
+
+    def evaluate_step(self, micro_batches: Sequence[MicroBatch]) -> float:
+        """See `contracts.Replica`."""
+        total = torch.zeros(1, dtype=torch.float64, device=self._recipe.device)
+        with evaluating(self._objective), autocast(self._recipe):
+            for micro in micro_batches:
+                if micro.weight:
+                    total += self._objective(micro.inputs, micro.target).double() * micro.weight
+        if self._world.size > 1:
+            dist.all_reduce(total)
+        return float(total)
+
+    def predict_step(self, inputs: Any) -> Any:
+        """See `contracts.Replica`."""
+        with evaluating(self._objective), autocast(self._recipe):
+            return self._objective.output(inputs)
+
+    def state_dict(self) -> State:
+        """Return module and optimizer; the same on every rank."""
+        return training_state(self._module, self._optimizer, self._scaler)
+
+    def load_state_dict(self, state: State) -> None:
+        """Put back what `state_dict` returned."""
+        load_training_state(state, self._module, self._optimizer, self._scaler)
+
+    def export(self) -> dict[str, torch.Tensor] | None:
+        """See `contracts.Replica`."""
+        return full_weights(self._module) if self._world.rank == 0 else None
+
+    def close(self) -> None:
+        """See `contracts.Replica`."""
+        for handle in self._watch:
+            handle.remove()
+        self._watch = []
+
+    def _loss(self, micro: MicroBatch) -> torch.Tensor:
+        try:
+            with autocast(self._recipe):
+                found: torch.Tensor = self._wrapped(micro.inputs, micro.target, micro.weight * self.data_size)
+                return found
+        except RuntimeError as error:
+            if "Expected to have finished reduction" not in str(error):
+                raise
+            raise UserError(
+                "some parameters were used in the first step and not in a later one: "
+                "give strategy=phalanx.parallel.DDP(find_unused_parameters=True)"
+            ) from error
+
+    def _wrap(self, *, find_unused: bool) -> Any:
+        compiled: Any = torch.compile(self._counted) if self._recipe.compile else self._counted
+        if self._world.size == 1:
+            return compiled
+        return DistributedDataParallel(
+            compiled,
+            bucket_cap_mb=self._options.bucket_mb,
+            find_unused_parameters=find_unused,
+            gradient_as_bucket_view=True,
+            init_sync=False,
+        )
+
+    def _update(self) -> bool:
+        """Step the optimizer; return whether it was applied."""
+        if not self._scaler.is_enabled():
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+            return True
+        before = self._scaler.get_scale()
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return bool(self._scaler.get_scale() >= before)
+
+    def _settle(self) -> None:
+        """After the first step: go on without the search for unused parameters where every rank used all of them."""
+        self._exploring = False
+        self.close()
+        unused = torch.tensor([len(self._parameters) - len(self._used)], device=self._recipe.device)
+        dist.all_reduce(unused, op=dist.ReduceOp.MAX)
+        if int(unused) == 0:
+            self._wrapped = self._wrap(find_unused=False)
+
+
+def _on_gradient(parameter: torch.nn.Parameter, act: Callable[[], None]) -> Any:
+    """Have `act` called whenever a backward pass has reached the parameter; return the hook's handle."""
+    register: Any = parameter.register_post_accumulate_grad_hook
+    return register(lambda _: act())

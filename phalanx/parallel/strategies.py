@@ -1,0 +1,63 @@
+"""Strategies by name, loaded when they are asked for, and their options by name, as command lines and job files give them."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..contracts import Strategy
+from ..errors import UserError, nearest
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """Where a strategy lives and what it needs."""
+
+    module: str  # of phalanx.parallel
+    cls: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    needs: tuple[str, ...] = ()  # modules that must be importable
+    how: str = ""  # to get them
+
+
+_DEEPSPEED = ("deepspeed",), "pip install 'phalanx-train[deepspeed]'"
+STRATEGIES: Mapping[str, Home] = {
+    "single": Home("ddp", "Single"),
+    "ddp": Home("ddp", "DDP"),
+    "horovod": Home("horovod", "Horovod", {}, ("horovod",), "scripts/install_horovod.sh builds it for the installed torch"),
+    "zero1": Home("zero", "ZeRO", {"stage": 1}, *_DEEPSPEED),
+    "zero2": Home("zero", "ZeRO", {"stage": 2}, *_DEEPSPEED),
+    "zero3": Home("zero", "ZeRO", {"stage": 3}, *_DEEPSPEED),
+    "fsdp": Home("fsdp", "FSDP"),
+    "pipeline": Home("pipeline", "Pipeline", {}, *_DEEPSPEED),
+    "tensor": Home("tensor", "Tensor"),
+    "auto": Home("auto", "Auto"),
+}
+
+
+def strategy_of(given: str | Strategy, options: Mapping[str, Any] | None = None) -> Strategy:
+    """Return the strategy of a name, with `options` of its class; an object is returned as it is.
+
+    Raises:
+        UserError: no such strategy or option (with the nearest name), or what it needs is not installed (with the command).
+    """
+    if not isinstance(given, str):
+        if isinstance(given, type) or getattr(given, "prepare", None) is None:
+            raise UserError(f"strategy must be a name or an object as phalanx.parallel.DDP(), not {given!r}")
+        return given
+    home = STRATEGIES.get(given)
+    if home is None:
+        raise UserError(f"there is no strategy '{given}'; {nearest(given, STRATEGIES)}")
+    missing = [module for module in home.needs if importlib.util.find_spec(module) is None]
+    if missing:
+        raise UserError(f"strategy '{given}' needs {', '.join(missing)}: {home.how}")
+    cls = getattr(importlib.import_module(f"{__package__}.{home.module}"), home.cls)
+    known = {f.name for f in fields(cls)}
+    for name in options or {}:
+        if name not in known:
+            raise UserError(f"strategy '{given}' has no option '{name}'; {nearest(name, known)}")
+    made: Strategy = cls(**{**home.options, **(options or {})})
+    return made
