@@ -6,11 +6,14 @@ records always go through `redact`.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import gzip
 import hashlib
 import io
 import os
 import re
+import secrets
 import shutil
 import tarfile
 import tempfile
@@ -20,10 +23,18 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
+import numpy as np
+
 from . import environment
+from .contracts import Array
 from .errors import PlatformError, UserError
 
 _CHUNK = 1 << 20
+_PART = 16 << 20  # bytes that one request to a storage asks for
+_PARTS_AT_ONCE = 8
+_SLOWEST = 1 << 20  # bytes/s that a storage must move not to be given up
+_PATIENCE_S = 60.0
+_S3_PART = 50 << 20  # s3fs sends what is shorter than two of its parts in one request
 _MAX_MEMBERS = 100_000
 _SKIPPED = ("_SUCCESS",)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
@@ -332,6 +343,8 @@ class _translated:
             raise UserError(f"there is no file at {self._url}") from None
         if isinstance(error, PermissionError):
             raise UserError(f"no permission for {self._url}: {text}; check the credentials") from None
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise PlatformError(f"no room left for {self._url}: make room there, or give another place") from error
         raise PlatformError(f"{self._url}: {type(error).__name__}: {text}") from error
 
 
@@ -363,3 +376,160 @@ def replacing_writer(url: str) -> Iterator[BinaryIO]:
             put_file(partial, url)
         except OSError as error:
             raise UserError(f"cannot write {redact(url)}: {error.strerror}") from None
+
+
+def put_bytes(url: str, data: bytes | memoryview) -> None:
+    """Put `data` at `url` and on the disk; readers see what was there before or all of it, never a part.
+
+    Raises:
+        UserError: it may not be written there.
+        PlatformError: the storage does not take it, has no room, or does not answer in time.
+    """
+    with _translated(url):
+        if is_local(url):
+            _put_local(local_path(url), data)
+            return
+        fs, path = _filesystem(url)
+        if getattr(fs, "async_impl", False):  # these would wait for ever for a server that hangs
+            fs.pipe_file(path, _body(fs, data), timeout=_PATIENCE_S + len(data) / _SLOWEST)
+        else:
+            fs.makedirs(fs._parent(path), exist_ok=True)
+            fs.pipe_file(path, bytes(data))
+
+
+def sizes_below(url: str) -> dict[str, int]:
+    """Return the sizes of all files below the folder `url`, hidden ones too, by relative path; empty where there is none."""
+    if is_local(url):
+        root = str(local_path(url))
+        return {name[len(root) :].lstrip("/"): size for name, size in _sizes_local(root)}
+    fs, path = _filesystem(url)
+    root = path.rstrip("/")
+    with _translated(url):
+        fs.invalidate_cache()
+        try:
+            found = fs.find(root, detail=True)
+        except FileNotFoundError:
+            return {}
+    return {str(name)[len(root) :].lstrip("/"): int(info.get("size") or 0) for name, info in found.items()}
+
+
+def read_exactly(url: str, size: int) -> Array:
+    """Return the bytes at `url` as a writable array (size,) of uint8.
+
+    Raises:
+        UserError: there is no file, or it has another size.
+        PlatformError: the storage does not answer.
+    """
+    with _translated(url):
+        if is_local(url):
+            return _read_local(local_path(url), size)
+        fs, path = _filesystem(url)
+        options = {"timeout": _PATIENCE_S + size / _SLOWEST} if getattr(fs, "async_impl", False) else {}
+        if size <= _PART:
+            return _sized(url, np.frombuffer(bytearray(fs.cat_file(path, **options)), dtype=np.uint8), size)
+        buffer = np.empty(size, dtype=np.uint8)
+        starts = range(0, size, _PART)
+        for first in range(0, len(starts), _PARTS_AT_ONCE):
+            group = list(starts[first : first + _PARTS_AT_ONCE])
+            ends = [start + _PART if start + _PART < size else size + 1 for start in group]  # one more: is it longer?
+            parts = fs.cat_ranges([path] * len(group), group, ends, on_error="raise", **options)
+            for start, part in zip(group, parts, strict=True):
+                expected = min(_PART, size - start)
+                buffer[start : start + expected] = _sized(url, np.frombuffer(part, dtype=np.uint8), expected)
+        return buffer
+
+
+def remove_below(url: str, names: Iterable[str]) -> None:
+    """Remove the files `names` below the folder `url`, in this order, where they are; then local folders that got empty."""
+    if is_local(url):
+        root = local_path(url)
+        with _translated(url):
+            for name in names:
+                (root / name).unlink(missing_ok=True)
+                _remove_empty((root / name).parent, root)
+        return
+    fs, path = _filesystem(url)
+    with _translated(url):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                fs.rm_file(f"{path.rstrip('/')}/{name}")
+
+
+class _Parts:
+    """Long data for s3fs, which cuts it into parts itself and needs each as `bytes`: no copy of the whole is made."""
+
+    def __init__(self, data: memoryview) -> None:
+        self._data = data
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, part: slice) -> bytes:
+        return bytes(self._data[part])
+
+
+def _body(fs: Any, data: bytes | memoryview) -> Any:
+    """Return `data` as the filesystem's client takes it."""
+    in_parts = "s3" in fs.protocol and len(data) >= 2 * _S3_PART
+    return _Parts(memoryview(data)) if in_parts else bytes(data)
+
+
+def _put_local(path: Path, data: bytes | memoryview) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")  # a name of its own: others may write there too
+    try:
+        with partial.open("wb", buffering=0) as sink:
+            view = memoryview(data)
+            while view:
+                view = view[sink.write(view[:_PART]) :]
+            os.fsync(sink.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _sizes_local(root: str) -> Iterator[tuple[str, int]]:
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = os.path.join(folder, name)
+            with contextlib.suppress(FileNotFoundError):  # somebody removed it meanwhile
+                yield path, os.stat(path).st_size
+
+
+def _read_local(path: Path, size: int) -> Array:
+    with path.open("rb", buffering=0) as source:
+        _expect(str(path), os.fstat(source.fileno()).st_size, size)
+        buffer = np.empty(size, dtype=np.uint8)
+        view, done = buffer.data, 0
+        while done < size:
+            count = source.readinto(view[done : done + _PART])
+            if not count:
+                break
+            done += count
+    _expect(str(path), done, size)
+    return buffer
+
+
+def _expect(url: str, found: int, size: int) -> None:
+    if found != size:
+        raise UserError(f"{redact(url)} has {found} bytes where {size} were expected")
+
+
+def _sized(url: str, data: Array, size: int) -> Array:
+    _expect(url, len(data), size)
+    return data
+
+
+def _remove_empty(folder: Path, root: Path) -> None:
+    while folder != root and root in folder.parents:
+        try:
+            folder.rmdir()
+        except OSError:  # it holds something, or is gone
+            return
+        folder = folder.parent
