@@ -391,7 +391,11 @@ def put_bytes(url: str, data: bytes | memoryview) -> None:
             return
         fs, path = _filesystem(url)
         if getattr(fs, "async_impl", False):  # these would wait for ever for a server that hangs
-            fs.pipe_file(path, _body(fs, data), timeout=_PATIENCE_S + len(data) / _SLOWEST)
+            patience_s = _PATIENCE_S + len(data) / _SLOWEST
+            if "s3" in fs.protocol and len(data) >= 2 * _S3_PART:
+                fs.pipe_file(path, _Parts(memoryview(data)), chunksize=_S3_PART, timeout=patience_s)
+            else:
+                fs.pipe_file(path, bytes(data), timeout=patience_s)
         else:
             fs.makedirs(fs._parent(path), exist_ok=True)
             fs.pipe_file(path, bytes(data))
@@ -466,12 +470,6 @@ class _Parts:
 
     def __getitem__(self, part: slice) -> bytes:
         return bytes(self._data[part])
-
-
-def _body(fs: Any, data: bytes | memoryview) -> Any:
-    """Return `data` as the filesystem's client takes it."""
-    in_parts = "s3" in fs.protocol and len(data) >= 2 * _S3_PART
-    return _Parts(memoryview(data)) if in_parts else bytes(data)
 
 
 def _put_local(path: Path, data: bytes | memoryview) -> None:
