@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from .job import TrainingJob as TrainingJob
     from .model import Model as Model
     from .model import load as load
+    from .trainer.history import EarlyStopping as EarlyStopping
+    from .trainer.history import History as History
+    from .trainer.script import session as session
+    from .trainer.trainer import Trainer as Trainer
 
 _HOMES = {
     "Channel": "data.channel",
@@ -31,6 +35,10 @@ _HOMES = {
     "TrainingJob": "job",
     "Model": "model",
     "load": "model",
+    "EarlyStopping": "trainer.history",
+    "History": "trainer.history",
+    "Trainer": "trainer.trainer",
+    "session": "trainer.script",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from .errors import UserError
 
 EVENTS_FD = "PHALANX_EVENTS_FD"  # where a command's session writes its events, one JSON object a line
+STRATEGY = "PHALANX_STRATEGY"  # of `phalanx run --strategy`, for the Trainer in a script
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
 
 

@@ -6,9 +6,8 @@ torch's DistributedDataParallel (Li et al., 2020, "PyTorch Distributed: Experien
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -97,18 +96,13 @@ class DataParallelReplica:
         self._optimizer = recipe.make_optimizer(self._parameters)
         self._scaler = scaler_for(recipe)
         self._total = self._counted.total
-        self._exploring = False
-        self._used: set[int] = set()
-        self._watch: list[Any] = []
+        self._compiled: Any = torch.compile(self._counted) if recipe.compile else self._counted
+        self._wrapped: Any = None  # none is needed on one rank, and in the first step where unused parameters are looked for
         if world.size > 1:
             ensure_default_group(world, recipe.device)
             broadcast_module(self._module)
-            self._exploring = options.find_unused_parameters == "auto"
-        self._wrapped = self._wrap(find_unused=options.find_unused_parameters is not False)
-        if self._exploring:
-            self._watch = [
-                _on_gradient(parameter, partial(self._used.add, number)) for number, parameter in enumerate(self._parameters)
-            ]
+            if options.find_unused_parameters != "auto":
+                self._wrapped = self._wrap(find_unused=options.find_unused_parameters)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -121,11 +115,14 @@ class DataParallelReplica:
         check_micro_batches(micro_batches, recipe)
         self._module.train()
         last = micro_batches[-1]
+        exploring = self._wrapped is None and self._world.size > 1
         for micro in micro_batches:
-            with contextlib.nullcontext() if micro is last or self._world.size == 1 else self._wrapped.no_sync():
+            with contextlib.nullcontext() if micro is last or self._wrapped is None else self._wrapped.no_sync():
                 seed_generators(micro.seed, recipe.device)
                 loss = self._loss(micro)
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if exploring:
+            self._explore()
         scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
         loss_sum = float(self._total.grad) / scale  # type: ignore[arg-type]
         self._total.grad = None
@@ -133,8 +130,6 @@ class DataParallelReplica:
             self._scaler.unscale_(self._optimizer)
         norm = clip(self._parameters, recipe.clip_norm, wanted=False)
         applied = self._update()
-        if self._exploring:
-            self._settle()
         return StepOutput(loss_sum, None if norm is None else float(norm), applied)
 
     def evaluate_step(self, micro_batches: Sequence[MicroBatch]) -> float:
@@ -167,14 +162,14 @@ class DataParallelReplica:
 
     def close(self) -> None:
         """See `contracts.Replica`."""
-        for handle in self._watch:
-            handle.remove()
-        self._watch = []
+        self._wrapped = None
 
     def _loss(self, micro: MicroBatch) -> torch.Tensor:
         try:
             with autocast(self._recipe):
-                found: torch.Tensor = self._wrapped(micro.inputs, micro.target, micro.weight * self.data_size)
+                found: torch.Tensor = (self._wrapped or self._compiled)(
+                    micro.inputs, micro.target, micro.weight * self.data_size
+                )
                 return found
         except RuntimeError as error:
             if "Expected to have finished reduction" not in str(error):
@@ -184,12 +179,9 @@ class DataParallelReplica:
                 "give strategy=phalanx.parallel.DDP(find_unused_parameters=True)"
             ) from error
 
-    def _wrap(self, *, find_unused: bool) -> Any:
-        compiled: Any = torch.compile(self._counted) if self._recipe.compile else self._counted
-        if self._world.size == 1:
-            return compiled
+    def _wrap(self, *, find_unused: bool) -> DistributedDataParallel:
         return DistributedDataParallel(
-            compiled,
+            self._compiled,
             bucket_cap_mb=self._options.bucket_mb,
             find_unused_parameters=find_unused,
             gradient_as_bucket_view=True,
@@ -208,17 +200,19 @@ class DataParallelReplica:
         self._optimizer.zero_grad(set_to_none=True)
         return bool(self._scaler.get_scale() >= before)
 
-    def _settle(self) -> None:
-        """After the first step: go on without the search for unused parameters where every rank used all of them."""
-        self._exploring = False
-        self.close()
-        unused = torch.tensor([len(self._parameters) - len(self._used)], device=self._recipe.device)
-        dist.all_reduce(unused, op=dist.ReduceOp.MAX)
-        if int(unused) == 0:
-            self._wrapped = self._wrap(find_unused=False)
+    def _explore(self) -> None:
+        """After the first backward pass, which ran without a wrapper: average the gradients and choose the wrapper.
 
-
-def _on_gradient(parameter: torch.nn.Parameter, act: Callable[[], None]) -> Any:
-    """Have `act` called whenever a backward pass has reached the parameter; return the hook's handle."""
-    register: Any = parameter.register_post_accumulate_grad_hook
-    return register(lambda _: act())
+        A parameter that no rank used keeps no gradient; one that some ranks used gets the average over all.
+        """
+        parameters = [*self._parameters, self._total]
+        used = torch.tensor([p.grad is not None for p in parameters], device=self._recipe.device)
+        anywhere, everywhere = used.int(), used.int()
+        dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
+        dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
+        for parameter, wanted in zip(parameters, anywhere.tolist(), strict=True):
+            if wanted:
+                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+                dist.all_reduce(gradient)
+                parameter.grad = gradient.div_(self.data_size)
+        self._wrapped = self._wrap(find_unused=not bool(everywhere.all()))

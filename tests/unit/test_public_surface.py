@@ -15,8 +15,8 @@ from phalanx import registry
 
 def test_names() -> None:
     assert phalanx.__all__ == [
-        "AlgorithmError", "Channel", "JobResult", "Model", "PhalanxError", "PlatformError", "Stopped", "TrainingJob", "UserError",
-        "__version__", "load",
+        "AlgorithmError", "Channel", "EarlyStopping", "History", "JobResult", "Model", "PhalanxError", "PlatformError", "Stopped",
+        "Trainer", "TrainingJob", "UserError", "__version__", "load", "session",
     ]  # fmt: skip
     assert all(getattr(phalanx, name) is not None for name in phalanx.__all__)
     with pytest.raises(AttributeError, match="Channel"):
