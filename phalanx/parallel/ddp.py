@@ -113,7 +113,8 @@ class DataParallelReplica:
         """See `contracts.Replica`."""
         recipe = self._recipe
         check_micro_batches(micro_batches, recipe)
-        self._module.train()
+        if not self._module.training:
+            self._module.train()
         last = micro_batches[-1]
         exploring = self._wrapped is None and self._world.size > 1
         for micro in micro_batches:

@@ -11,6 +11,10 @@ from typing import final
 from ..contracts import Collective, Json, Shard, Stateful
 from ..errors import AlgorithmError, Stopped
 
+_VOTE_MICROS = 50_000  # between two votes
+_MOST_STEPS = 64
+_STOP = 1 << 32  # added to a rank's vote, which is otherwise the microseconds of a step
+
 
 @final
 class WorkerSession:
@@ -48,6 +52,8 @@ class WorkerSession:
         self._send = send
         self._stop_requested = stop_requested
         self._last_step = 0
+        self._next_vote = 0
+        self._voted_at, self._voted_step = time.monotonic(), 0
 
     def restore(self, parts: Mapping[str, Stateful]) -> int:
         """Collective. Return 0: a job starts from the beginning."""
@@ -63,8 +69,23 @@ class WorkerSession:
         if self.world.rank == 0:
             finite = {name: _finite(value) for name, value in metrics.items()}
             self._send({"kind": "step", "step": step, "time": time.time(), "metrics": finite, "rows": rows, "of": of})
-        if self.world.vote(int(self._stop_requested())):
+        if self._agreed_to_stop(step):
             raise Stopped(f"stopped in order after step {step}")
+
+    def _agreed_to_stop(self, step: int) -> bool:
+        """Collective. Return whether some rank has been asked to stop: all ranks see it at the same step.
+
+        Ranks vote every few milliseconds of work, not at every step: each vote carries the duration of a step as well, from
+        whose maximum all derive the number of steps until the next.
+        """
+        if step < self._next_vote:
+            return False
+        now = time.monotonic()
+        micros = int((now - self._voted_at) / max(1, step - self._voted_step) * 1e6)
+        self._voted_at, self._voted_step = now, step
+        slowest = self.world.vote((_STOP if self._stop_requested() else 0) + min(max(micros, 1), _STOP - 1))
+        self._next_vote = step + max(1, min(_MOST_STEPS, int(_VOTE_MICROS / slowest) if slowest else 1))
+        return slowest >= _STOP
 
 
 def _finite(value: float) -> float | None:
