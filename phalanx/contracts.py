@@ -144,6 +144,11 @@ class Shard(Stateful, Protocol):
         """Columns of the whole channel; None for records."""
         ...
 
+    @property
+    def parts(self) -> int:
+        """Ranks that share its rows; 1: every rank reads all of them."""
+        ...
+
     def batches(self, rows: int, *, epoch: int = 0, shuffle: bool = False) -> Iterator[Batch]:
         """Yield this rank's part of every global batch of `rows` rows; the order is a function of (seed, epoch) alone.
 

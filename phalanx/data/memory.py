@@ -45,6 +45,11 @@ class MemoryShard:
         return len(self._features)
 
     @property
+    def parts(self) -> int:
+        """Ranks that share its rows."""
+        return self._size
+
+    @property
     def columns(self) -> int | None:
         """Columns of the whole channel; None for records."""
         return columns_of(self._features)

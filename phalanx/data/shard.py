@@ -122,6 +122,11 @@ class FileShard:
         return int(self._first[-1])
 
     @property
+    def parts(self) -> int:
+        """Ranks that share its rows."""
+        return self._size
+
+    @property
     def columns(self) -> int | None:
         """Columns of the whole channel; None for records."""
         return self._columns

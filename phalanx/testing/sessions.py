@@ -145,6 +145,10 @@ class BrokenShard:
         return self._shard.rows
 
     @property
+    def parts(self) -> int:
+        return self._shard.parts
+
+    @property
     def columns(self) -> int | None:
         return self._shard.columns
 

@@ -194,6 +194,11 @@ class ShardFeed:
 
     def epoch(self, epoch: int, share: Share, *, skip: int = 0) -> Iterator[Portion]:
         """See `Feed`."""
+        if self._shard.parts not in (1, share.data_size):
+            raise UserError(
+                f"the channel is spread over {self._shard.parts} workers, the strategy shares batches among {share.data_size}: "
+                "give the channel spread=replicate"
+            )
         stand_in: Any = None
         for number, part in enumerate(self._shard.batches(self._size, epoch=epoch, shuffle=self._shuffle)):
             if self.steps is not None and number >= self.steps:
@@ -202,7 +207,7 @@ class ShardFeed:
                 continue
             rows = min(self._size, self._shard.rows - number * self._size)
             own = len(part)
-            if own == rows and share.data_size > 1:  # replicated: every rank has the whole batch
+            if self._shard.parts == 1:
                 batch = self._collated(part)
                 cut = share.of(rows)
                 yield Portion(rows, cut, [_sliced(batch, piece) for piece in cut])

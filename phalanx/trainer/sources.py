@@ -48,7 +48,11 @@ def feed_of(data: Any, loading: Loading, *, seed: int, training: bool) -> Feed:
         return StreamFeed(loader, seed)
     if getattr(data, "batches", None) is not None and getattr(data, "rows", None) is not None:
         return ShardFeed(data, _known(loading.batch_size, "a channel"), loading, _or(loading.shuffle, training))
-    if getattr(data, "__getitem__", None) is not None and getattr(data, "__len__", None) is not None:
+    if (
+        not isinstance(data, (str, bytes, dict))
+        and getattr(data, "__getitem__", None) is not None
+        and getattr(data, "__len__", None) is not None
+    ):
         return _map_feed(data, loading, seed, training)
     raise UserError(
         f"data must be a Dataset, a DataLoader, a channel of phalanx.session(), a tensor or a tuple of tensors, "
