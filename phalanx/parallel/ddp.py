@@ -17,7 +17,17 @@ from torch.nn.parallel import DistributedDataParallel
 from ..contracts import Collective, MicroBatch, Recipe, Replica, State, StepOutput
 from ..errors import UserError
 from . import checkpointing
-from .objective import Objective, autocast, check_micro_batches, clip, evaluating, scaler_for, seed_generators, trainable
+from .objective import (
+    Objective,
+    autocast,
+    check_micro_batches,
+    clip,
+    evaluating,
+    refuse_not_finite,
+    scaler_for,
+    seed_generators,
+    trainable,
+)
 from .process_group import ensure_default_group
 from .states import full_weights, load_training_state, training_state
 from .uniform import broadcast_module, check_same_module
@@ -116,18 +126,22 @@ class DataParallelReplica:
         if not self._module.training:
             self._module.train()
         last = micro_batches[-1]
+        losses: list[torch.Tensor] = []
         exploring = self._wrapped is None and self._world.size > 1
         for micro in micro_batches:
             with contextlib.nullcontext() if micro is last or self._wrapped is None else self._wrapped.no_sync():
                 seed_generators(micro.seed, recipe.device)
                 loss = self._loss(micro)
+                losses.append(loss)
                 self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if exploring:
             self._explore()
         scale = self._scaler.get_scale() if self._scaler.is_enabled() else 1.0
         loss_sum = float(self._total.grad) / scale  # type: ignore[arg-type]
         self._total.grad = None
-        if self._scaler.is_enabled():
+        if not self._scaler.is_enabled():
+            refuse_not_finite(loss_sum, losses, self._world)
+        else:
             self._scaler.unscale_(self._optimizer)
         norm = clip(self._parameters, recipe.clip_norm, wanted=False)
         applied = self._update()

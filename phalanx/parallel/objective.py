@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, final
 
 import torch
 
-from ..contracts import MicroBatch, Recipe
-from ..errors import UserError
+from ..contracts import Collective, MicroBatch, Recipe
+from ..errors import AlgorithmError, UserError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -27,7 +28,7 @@ def call_module(module: torch.nn.Module, inputs: Any) -> Any:
 def scalar_loss(found: Any, of: str) -> torch.Tensor:
     """Return the loss in what a loss function or a module gave: a scalar tensor, `.loss`, `["loss"]`, or first of a tuple.
 
-    A tensor of several values is averaged.
+    A tensor with a value for every row is averaged.
 
     Raises:
         UserError: there is no tensor in it.
@@ -38,9 +39,10 @@ def scalar_loss(found: Any, of: str) -> torch.Tensor:
         found = found[0] if found else None
     elif not isinstance(found, torch.Tensor):
         found = getattr(found, "loss", None)
-    if not isinstance(found, torch.Tensor):
+    if not isinstance(found, torch.Tensor) or found.ndim > 1:
+        what = f"a tensor of shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else type(found).__name__
         hint = "give Trainer(module, loss) a loss function" if of == "module" else "it must return a scalar tensor"
-        raise UserError(f"the {of} returned no loss: {hint}")
+        raise UserError(f"the {of} returned no loss but {what}: {hint}")
     return found if found.ndim == 0 else found.mean()
 
 
@@ -121,3 +123,22 @@ def clip(parameters: Sequence[torch.nn.Parameter], largest: float | None, *, wan
 def scaler_for(recipe: Recipe) -> torch.amp.GradScaler:
     """Return the scaler of fp16 losses; switched off in other precisions."""
     return torch.amp.GradScaler(recipe.device.type, enabled=recipe.precision == "fp16")
+
+
+def refuse_not_finite(loss: float, own: Sequence[torch.Tensor], world: Collective) -> None:
+    """Collective where `loss`, the same on all ranks, is not finite: raise before the weights are touched.
+
+    Args:
+        loss: of the global batch.
+        own: losses of this rank's micro-batches.
+        world: the ranks.
+
+    Raises:
+        AlgorithmError: the loss is not finite; names the ranks whose rows made it so.
+    """
+    if math.isfinite(loss):
+        return
+    finite = all(bool(torch.isfinite(part.detach()).all()) for part in own)
+    guilty = [rank for rank, well in enumerate(world.all_gather(finite)) if not well]
+    where = f" on rank {', '.join(map(str, guilty))}" if guilty and world.size > 1 else ""
+    raise AlgorithmError(f"the loss is {loss}{where}: look at the learning rate and at these rows")

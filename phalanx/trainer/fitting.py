@@ -114,7 +114,7 @@ class Fit:
             portion, micro_batches, last = following
             trained = True
             with readout.timed("step"):
-                output = self.replica.train_step(micro_batches)
+                output = self._step(micro_batches)
             readout.rows(portion.rows)
             metrics = self._taken(output)
             ends = last or self._at_end()
@@ -136,6 +136,14 @@ class Fit:
             raise UserError("the data has no rows" if progress.step_in_epoch == 0 else "the data has fewer rows than before")
         return best_state
 
+    def _step(self, micro_batches: list[MicroBatch]) -> StepOutput:
+        try:
+            return self.replica.train_step(micro_batches)
+        except AlgorithmError as error:
+            error.message = f"step {self.progress.step + 1}: {error.message}"
+            error.args = (error.message,)
+            raise
+
     def _taken(self, output: StepOutput) -> dict[str, float]:
         """Count a step and return its metrics.
 
@@ -144,7 +152,7 @@ class Fit:
         """
         progress = self.progress
         if output.applied and not math.isfinite(output.loss):
-            raise AlgorithmError(f"the loss is {output.loss} at step {progress.step + 1}: look at its learning rate and data")
+            raise AlgorithmError(f"step {progress.step + 1}: the loss is {output.loss}: look at the learning rate and the data")
         progress.step += 1
         progress.history.losses.append(output.loss)
         if self.average is not None and output.applied:
