@@ -27,7 +27,7 @@ def _is_server(process: psutil.Process) -> bool:
         return False
 
 
-_SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR"}
+_SET_BY_LIBRARIES = {"PYTEST_CURRENT_TEST", "TORCHINDUCTOR_CACHE_DIR", "_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"}
 
 
 def _children() -> set[psutil.Process]:
@@ -56,3 +56,12 @@ def nothing_is_left_behind() -> Iterator[None]:
     assert not alive, f"processes left behind: {alive} (ended late: {gone})"
     changed = {k for k in {*environment, *os.environ} - _SET_BY_LIBRARIES if environment.get(k) != os.environ.get(k)}
     assert not changed, f"environment variables left changed: {changed}"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print how many cases the fault matrix ran, over all processes of the test run."""
+    reports = [report for kind in ("", "error") for report in terminalreporter.getreports(kind)]  # "": of setup and teardown
+    properties = [found for report in reports if report.when == "teardown" for found in report.user_properties]
+    cases = [int(str(value)) for name, value in properties if name == "fault_cases"]
+    if cases:
+        terminalreporter.write_line(f"fault matrix: {sum(cases)} cases in {len(cases)} tests")

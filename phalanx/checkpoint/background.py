@@ -92,6 +92,10 @@ class BackgroundSave:
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
+    def failed(self) -> bool:
+        """Return whether it has ended and failed."""
+        return self._error is not None
+
     def cancel(self) -> None:
         """Let rank 0 stop waiting for records."""
         self._cancelled.set()
@@ -119,8 +123,8 @@ class BackgroundSave:
         if self._error is None and self._after is not None:
             try:
                 self._after()
-            except Exception as error:
-                self._note = f"old checkpoints could not be deleted: {error}"
+            except BaseException as error:
+                self._note = f"old checkpoints could not be deleted: {error or type(error).__name__}"
 
 
 def write(place: Place, job: SaveJob, cancelled: threading.Event) -> None:

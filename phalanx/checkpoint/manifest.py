@@ -186,7 +186,7 @@ def _canonical(document: Mapping[str, Json]) -> bytes:
 
 
 def _seal(document: dict[str, Json]) -> bytes:
-    return _canonical(document | {"xxh3": digest(_canonical(document))}) + b"\n"
+    return _canonical(document | {"xxh3": digest(_canonical(document))})
 
 
 def _unseal(data: bytes) -> dict[str, Json]:

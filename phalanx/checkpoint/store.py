@@ -177,7 +177,7 @@ class CheckpointStore:
         if self._flying is None:
             return True
         flying, stall_s = self._flying
-        if not settle(self._world, flying.join, timeout_s):
+        if not settle(self._world, flying.join, timeout_s, failed=flying.failed, cancel=flying.cancel):
             return False
         self._flying = None
         report = together(self._world, "writing behind", lambda: flying.result(stall_s))
