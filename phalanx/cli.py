@@ -36,6 +36,25 @@ _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, no progress.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+TrainOption = Annotated[list[str] | None, typer.Option("--train", help="Path or URL of the train channel; may be repeated.")]
+ValidationOption = Annotated[str | None, typer.Option("--validation", help="Path or URL of the validation channel.")]
+TestOption = Annotated[str | None, typer.Option("--test", help="Path or URL of the test channel.")]
+ContentTypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--content-type", help="Of the three channels above, as 'text/csv;label_size=0'. Default: by the file's name."
+    ),
+]
+ChannelOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--channel", help="Any channel: 'NAME=URL,content_type=…,spread=shard|replicate,mode=file|stream'; may be repeated."
+    ),
+]
+SetOption = Annotated[list[str] | None, typer.Option("--set", help="A hyperparameter, NAME=VALUE; may be repeated.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads-per-worker", help="Default: cores // workers.")]
+MaxRuntimeOption = Annotated[str | None, typer.Option("--max-runtime", help="Stop the job after so long: 90s, 30m, 1h, 2d.")]
+EnvOption = Annotated[list[str] | None, typer.Option("--env", help="A variable for the workers, KEY=VALUE; may be repeated.")]
 
 
 def main() -> None:
@@ -61,28 +80,21 @@ def main() -> None:
 @app.command()
 def train(
     algorithm: Annotated[str, typer.Argument(help="Name of an algorithm; `phalanx algorithms` lists them.")],
-    train: Annotated[
-        list[str] | None, typer.Option("--train", help="Path or URL of the train channel; may be repeated.")
-    ] = None,
-    validation: Annotated[str | None, typer.Option(help="Path or URL of the validation channel.")] = None,
-    test: Annotated[str | None, typer.Option(help="Path or URL of the test channel.")] = None,
-    content_type: Annotated[
-        str | None, typer.Option(help="Of the three channels above, as 'text/csv;label_size=0'. Default: by the file's name.")
-    ] = None,
-    channel: Annotated[
-        list[str] | None,
-        typer.Option(help="Any channel: 'NAME=URL,content_type=…,spread=shard|replicate,mode=file|stream'; may be repeated."),
-    ] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", help="A hyperparameter, NAME=VALUE; may be repeated.")] = None,
+    train: TrainOption = None,
+    validation: ValidationOption = None,
+    test: TestOption = None,
+    content_type: ContentTypeOption = None,
+    channel: ChannelOption = None,
+    settings: SetOption = None,
     workers: Annotated[int, typer.Option(help="Processes that train together.")] = 1,
     output: Annotated[str, typer.Option(help="Folder or URL under which the job's folder is made.")] = "runs",
     name: Annotated[str | None, typer.Option(help="The job's name. Default: the algorithm and the time.")] = None,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    threads_per_worker: Annotated[int | None, typer.Option(help="Default: cores // workers.")] = None,
+    threads_per_worker: ThreadsOption = None,
     launcher: Annotated[str, typer.Option(help="Who starts the workers: local.")] = "local",
     max_restarts: Annotated[int, typer.Option(help="How often a failed worker group is started again.")] = 0,
-    max_runtime: Annotated[str | None, typer.Option(help="Stop the job after so long: 90s, 30m, 1h, 2d.")] = None,
-    env: Annotated[list[str] | None, typer.Option(help="A variable for the workers, KEY=VALUE; may be repeated.")] = None,
+    max_runtime: MaxRuntimeOption = None,
+    env: EnvOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -109,12 +121,37 @@ def train(
 
 @app.command()
 def run(
-    job: Annotated[Path | None, typer.Argument(help="A job as YAML; its fields are TrainingJob's.")] = None,
+    context: typer.Context,
+    job: Annotated[
+        Path | None, typer.Argument(help="A Python script, or a job as YAML whose fields are TrainingJob's.")
+    ] = None,
+    arguments: Annotated[list[str] | None, typer.Argument(help="Of the script, after `--`, as they are.")] = None,
+    train: TrainOption = None,
+    validation: ValidationOption = None,
+    test: TestOption = None,
+    content_type: ContentTypeOption = None,
+    channel: ChannelOption = None,
+    settings: SetOption = None,
+    source_dir: Annotated[str | None, typer.Option(help="Folder that the script needs. Default: its own.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="Of phalanx.Trainer in the script: ddp, zero2, fsdp, …")] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=REGEX: a metric that the script prints, its value in brackets; may be repeated."),
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that run the script.")] = 1,
+    output: Annotated[str, typer.Option(help="Folder or URL under which the job's folder is made.")] = "runs",
+    name: Annotated[str | None, typer.Option(help="The job's name. Default: the script and the time.")] = None,
+    seed: Annotated[int, typer.Option(help="What phalanx.session().seed is.")] = 0,
+    threads_per_worker: ThreadsOption = None,
+    launcher: Annotated[str, typer.Option(help="Who starts the workers: local.")] = "local",
+    max_restarts: Annotated[int, typer.Option(help="How often a failed worker group is started again.")] = 0,
+    max_runtime: MaxRuntimeOption = None,
+    env: EnvOption = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Run a job that stands in a file."""
+    """Run a script in every worker, or a job that stands in a file."""
     from . import jobfile
 
     _debug(debug)
@@ -122,8 +159,35 @@ def run(
         _print_json(jobfile.schema())
         return
     if job is None:
-        raise UserError("give a job file, as `phalanx run job.yaml`; `phalanx run --schema` shows what may stand in it")
-    _run(jobfile.read(job), as_json)
+        raise UserError(
+            "give a script, as `phalanx run train.py`, or a job file, as `phalanx run job.yaml`; `phalanx run --schema` shows "
+            "what may stand in one"
+        )
+    if job.suffix.lower() != ".py":
+        _refuse_options(context)
+        _run(jobfile.read(job), as_json)
+        return
+    from .job import TrainingJob
+
+    script = TrainingJob(
+        script=str(job),
+        source_dir=source_dir,
+        arguments=arguments or [],
+        inputs=_inputs(train, validation, test, content_type, channel),
+        hyperparameters=_pairs("--set", settings),
+        strategy=strategy,
+        metric_definitions=[{"name": key, "regex": regex} for key, regex in _pairs("--metric", metric).items()],
+        workers=workers,
+        output=output,
+        name=name,
+        seed=seed,
+        threads_per_worker=threads_per_worker,
+        launcher=launcher,
+        max_restarts=max_restarts,
+        max_runtime_s=None if max_runtime is None else _duration("--max-runtime", max_runtime),
+        environment=_pairs("--env", env),
+    )
+    _run(script, as_json)
 
 
 @app.command()
@@ -240,6 +304,17 @@ def _inputs(
             for n, c in inputs.items()
         }
     return inputs
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """A job file says all of its job: what the command line says besides would be left out of account."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        if parameter.name not in ("job", "as_json", "debug") and source is not None and source.name == "COMMANDLINE":
+            raise UserError(
+                f"{parameter.opts[0]} does not go with a job file: put it into the file (`phalanx run --schema` shows its "
+                "fields), or give a script"
+            )
 
 
 def _pairs(option: str, given: list[str] | None) -> dict[str, str]:

@@ -5,14 +5,20 @@ Groups started by torchrun, Slurm, Open MPI or Horovod are recognised by their v
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from .errors import UserError
 
 EVENTS_FD = "PHALANX_EVENTS_FD"  # where a command's session writes its events, one JSON object a line
 STRATEGY = "PHALANX_STRATEGY"  # of `phalanx run --strategy`, for the Trainer in a script
+SEED = "PHALANX_SEED"
+CHECKPOINTS = "PHALANX_CHECKPOINTS"  # a folder that stays over a script's restarts
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
 
 
@@ -74,6 +80,24 @@ def worker_variables(place: Placement, *, threads: int, attempt: int) -> dict[st
         "OMP_WAIT_POLICY": wait_policy(),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def script_variables(*, seed: int, strategy: str | None, checkpoints: str) -> dict[str, str]:
+    """Return what `phalanx.session()` in a job's script finds in its environment beside the `SM_*` variables."""
+    found = {SEED: str(seed), CHECKPOINTS: checkpoints}
+    return found if strategy is None else {**found, STRATEGY: strategy}
+
+
+def send_event(event: Mapping[str, Any]) -> None:
+    """Tell the supervisor something from a worker's command; nothing happens where there is none, or it is gone."""
+    fd = os.environ.get(EVENTS_FD, "")
+    if fd.isdigit():
+        line = memoryview(json.dumps(event).encode() + b"\n")
+        with contextlib.suppress(OSError):
+            if not stat.S_ISFIFO(os.fstat(int(fd)).st_mode):
+                return  # the number of another file: the variable was passed on to a process that the pipe was not
+            while line:
+                line = line[os.write(int(fd), line) :]
 
 
 def describe_group(place: Placement) -> None:

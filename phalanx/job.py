@@ -1,6 +1,7 @@
 """A training job: what a user asks for, validated, run through the five hops, recorded.
 
 TrainingJob.run()  ->  launch.supervise(launcher, worker.main)  ->  algorithm.fit(session)  ->  report  ->  model.tar.gz
+                                    or a user's script          ->  phalanx.session()
 """
 
 from __future__ import annotations
@@ -12,14 +13,14 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, final
 
-from . import environment, hyperparameters, registry, storage
+from . import environment, registry, storage
 from .contracts import Event, Launcher, WorkerSpec
 from .data.channel import Channel
 from .errors import EXIT_SIGINT, EXIT_SIGTERM, AlgorithmError, PhalanxError, Stopped, UserError, nearest
@@ -29,7 +30,7 @@ from .provenance import code_and_versions
 from .tracking.console import Progress, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
 from .tracking.record import JobRecord
-from .worker import MODEL_CARD
+from .work import AlgorithmWork, ScriptWork, Work
 
 GRACE_SECONDS = 30.0
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_.]?[a-zA-Z0-9])*")
@@ -60,9 +61,9 @@ class TrainingJob:
     """One training run, from a request to `model.tar.gz`.
 
     Args:
-        algorithm: name of a built-in or an installed algorithm (`phalanx algorithms`).
-        inputs: channel name -> `Channel` or URL; `train` is the one to learn from.
-        hyperparameters: name -> value, typed or as text.
+        algorithm: name of a built-in or an installed algorithm (`phalanx algorithms`); or give a script.
+        inputs: channel name -> `Channel` or URL; `train` is the one an algorithm learns from. A script may have none.
+        hyperparameters: name -> value, typed or as text; a script gets them as arguments `--name value`.
         workers: processes that train together.
         output: folder or fsspec URL under which the job's own folder `output/name` is made.
         name: at most 63 characters; default: the algorithm and the time.
@@ -72,10 +73,16 @@ class TrainingJob:
         max_restarts: how often a failed worker group is started again.
         max_runtime_s: the job is stopped after so long; None for no limit.
         environment: variables added to the workers' environment.
+        script: path of a Python file to run in every worker, in place of an algorithm.
+        source_dir: folder that the script needs; default: its own.
+        arguments: the end of the script's command line.
+        strategy: of `phalanx.Trainer` in the script, in place of its own.
+        metric_definitions: mappings with "name" and "regex": the first group of each match in what rank 0 of the script prints
+            is a value of the metric.
     """
 
-    algorithm: str
-    inputs: Mapping[str, Channel | str]
+    algorithm: str | None = None
+    inputs: Mapping[str, Channel | str] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
     workers: int = 1
     output: str = "runs"
@@ -86,6 +93,11 @@ class TrainingJob:
     max_restarts: int = 0
     max_runtime_s: float | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    script: str | None = None
+    source_dir: str | None = None
+    arguments: Sequence[str] = ()
+    strategy: str | None = None
+    metric_definitions: Sequence[Mapping[str, str]] = ()
 
     def __post_init__(self) -> None:
         self._stop = StopRequest()
@@ -103,12 +115,13 @@ class TrainingJob:
         for key in given:
             if key not in known:
                 raise UserError(f"a job has no field '{key}'; {nearest(str(key), known)}")
-        for key in ("algorithm", "inputs"):
-            if key not in given:
-                raise UserError(f"a job needs the field '{key}'; see `phalanx run --schema`")
+        if "script" not in given:
+            for key in ("algorithm", "inputs"):
+                if key not in given:
+                    raise UserError(f"a job needs the field '{key}'; see `phalanx run --schema`")
         values = dict(given)
         values["inputs"] = {
-            n: c if isinstance(c, str) else _channel(n, c) for n, c in _mapping("inputs", given["inputs"]).items()
+            n: c if isinstance(c, str) else _channel(n, c) for n, c in _mapping("inputs", given.get("inputs", {})).items()
         }
         return cls(**values)
 
@@ -129,7 +142,7 @@ class TrainingJob:
         request = _validated(self)
         shown = progress_for() if progress is True else Silent() if progress is False else progress
         storage.claim_folder(request.url)
-        record = JobRecord(request.url, name=request.name, algorithm=self.algorithm)
+        record = JobRecord(request.url, name=request.name, algorithm=request.work.label)
         with tempfile.TemporaryDirectory(prefix="phalanx-job-") as scratch:
             try:
                 return _Run(self, request, record, shown, Path(scratch), self._stop).run()
@@ -143,8 +156,7 @@ class _Request:
 
     name: str
     url: str
-    settings: Any
-    preload: tuple[str, ...]
+    work: Work
     inputs: Mapping[str, Channel]
     files: Mapping[str, list[storage.File]]
     threads: int
@@ -152,41 +164,58 @@ class _Request:
 
 
 def _validated(job: TrainingJob) -> _Request:
-    entry = registry.entry(job.algorithm)
+    if job.algorithm is not None and job.script is None:
+        registry.entry(job.algorithm)  # the name first: it is what one most easily gets wrong
     _whole("workers", job.workers, 1)
     launcher = _launcher(job.launcher)
-    preload = ["phalanx.worker", "phalanx.data.kernels", *entry.needs, *entry.preload]
-    if job.workers > 1:
-        preload += ["torch", "torch.distributed", "phalanx.parallel.torch_collective"]
-    launcher.prepare(preload)  # loads them while the rest is looked at
-    settings: Any = hyperparameters.parse(registry.hyperparameters_of(job.algorithm), job.hyperparameters, owner=job.algorithm)
+    inputs = {n: Channel(url=c) if isinstance(c, str) else c for n, c in _mapping("inputs", job.inputs).items()}
+    work = _work(job, launcher, inputs)
     _whole("max_restarts", job.max_restarts, 0)
     _whole("seed", job.seed, 0)
     if job.threads_per_worker is not None:
         _whole("threads_per_worker", job.threads_per_worker, 1)
     if job.max_runtime_s is not None and not (isinstance(job.max_runtime_s, (int, float)) and job.max_runtime_s > 0):
         raise UserError(f"max_runtime_s={job.max_runtime_s!r} is not allowed: it must be a number of seconds above 0")
-    name = job.name or f"{job.algorithm}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    name = job.name or f"{work.slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     if len(name) > 63 or not _NAME.fullmatch(name):
         raise UserError(f"name '{name}' is not allowed: 1 to 63 letters and digits, with single - _ . between them")
-    inputs = {n: Channel(url=c) if isinstance(c, str) else c for n, c in _mapping("inputs", job.inputs).items()}
     for channel_name in inputs:
         if not _CHANNEL_NAME.fullmatch(channel_name):
             raise UserError(f"channel name '{channel_name}' is not allowed: 1 to 64 letters, digits, - _ .")
-    if "train" not in inputs:
-        given = ", ".join(inputs) or "none"
-        raise UserError(f"{job.algorithm} needs a channel 'train'; channels given: {given}")
+    work.check_inputs(inputs)
     files = {n: [file for url in channel.urls for file in storage.list_files(url)] for n, channel in inputs.items()}
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
     return _Request(
         name=name,
         url=storage.join(job.output, name),
-        settings=settings,
-        preload=tuple(preload),
+        work=work,
         inputs=inputs,
         files=files,
         threads=job.threads_per_worker or max(1, cores // job.workers),
         launcher=launcher,
+    )
+
+
+def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel]) -> Work:
+    """Return what the workers are to do: exactly one of an algorithm and a script was given."""
+    if (job.algorithm is None) == (job.script is None):
+        given = "neither was given" if job.script is None else f"both were given: {job.algorithm} and {job.script}"
+        raise UserError(f"a job runs an algorithm or a script; {given}")
+    if job.algorithm is not None:
+        for field_name in ("source_dir", "arguments", "strategy", "metric_definitions"):
+            if getattr(job, field_name):
+                raise UserError(f"{field_name} is for scripts, and the job runs the algorithm {job.algorithm}")
+        return AlgorithmWork(job.algorithm, job.hyperparameters, workers=job.workers, prepare=launcher.prepare)
+    launcher.prepare(())  # its workers are forked from the warm server, to become interpreters of their own
+    return ScriptWork(
+        str(job.script),
+        source_dir=job.source_dir,
+        given=job.hyperparameters,
+        arguments=job.arguments,
+        strategy=job.strategy,
+        metric_definitions=job.metric_definitions,
+        inputs=inputs,
+        variables=list(job.environment),
     )
 
 
@@ -211,11 +240,13 @@ class _Run:
         workers = (
             f"{job.workers} worker{'s' * (job.workers > 1)} with {request.threads} thread{'s' * (request.threads > 1)} each"
         )
-        self._progress.started(request.name, f"{job.algorithm} on {workers}, to {storage.redact(request.url)}")
+        self._progress.started(request.name, f"{request.work.label} on {workers}, to {storage.redact(request.url)}")
         try:
-            with Housekeeping(self._record, self._progress.log), _signals(self._stop):
-                outcome = self._supervise()
-                artifact = self._publish(outcome)
+            with _signals(self._stop):
+                with Housekeeping(self._record, self._on_line):
+                    outcome = self._supervise()
+                    artifact = self._publish(outcome)
+                request.work.ended()
             error, secondary = outcome.error, outcome.secondary_status
         except Exception as unexpected:
             error = (
@@ -235,14 +266,18 @@ class _Run:
             workers=job.workers,
             log_folder=self._record.logs,
             attempt=0,
-            target="phalanx.worker:main",
-            payload={"job": self._payload(), "scratch": str(self._scratch)},
-            preload=request.preload,
             environment=dict(job.environment),
             threads=request.threads,
         )
+        given = {
+            "name": request.name,
+            "inputs": {name: channel.to_json() for name, channel in request.inputs.items()},
+            "seed": job.seed,
+        }
+        output = storage.local_path(job.output) if storage.is_local(job.output) else None
+        spec = request.work.begin(spec, given, self._scratch, output, self._record.printed)
         return supervise(
-            request.launcher,
+            request.work.launcher(request.launcher),
             spec,
             budget=Budget(max_restarts=job.max_restarts),
             stop=self._stop,
@@ -254,6 +289,7 @@ class _Run:
 
     def _on_event(self, event: Event) -> None:
         body = event.body
+        self._request.work.on_event(event)
         if body["kind"] == "phase" and event.rank == 0:
             self._record.enter(body["phase"])
             self._progress.status(body["phase"], "")
@@ -261,19 +297,26 @@ class _Run:
             self._record.step(body["step"], body["time"], body["metrics"])
             self._progress.step(body["step"], body["metrics"], body["rows"], body["of"])
 
+    def _on_line(self, rank: int, line: str) -> None:
+        self._request.work.on_line(rank, line)
+        self._progress.log(rank, line)
+
     def _publish(self, outcome: Outcome) -> str | None:
         """Pack and publish the model the workers left; None where a stopped or failed job left none."""
-        folder = self._scratch / f"attempt-{outcome.restarts}" / "model"
         stopped = isinstance(outcome.error, Stopped)
-        if (outcome.error is not None and not stopped) or (stopped and not (folder / MODEL_CARD).exists()):
+        if outcome.error is not None and not stopped:
             return None
+        work, target = self._request.work, None
         self._record.enter("Uploading")
         self._progress.status("Uploading", "")
-        archive = self._scratch / "model.tar.gz"
-        storage.pack(folder, archive)
-        target = storage.join(self._request.url, "model.tar.gz")
-        storage.put_file(archive, target)
-        self._publish_output(folder.parent / "output")
+        folder = work.model(outcome.restarts, stopped=stopped)
+        if folder is not None:
+            archive = self._scratch / "model.tar.gz"
+            storage.pack(folder, archive)
+            target = storage.join(self._request.url, "model.tar.gz")
+            storage.put_file(archive, target)
+        if folder is not None or not stopped:
+            self._publish_output(work.output(outcome.restarts))
         return target
 
     def _publish_output(self, folder: Path) -> None:
@@ -303,24 +346,17 @@ class _Run:
             raise error
         return result
 
-    def _payload(self) -> dict[str, Any]:
-        """Return what the workers need of the job."""
-        return {
-            "algorithm": self._job.algorithm,
-            "hyperparameters": hyperparameters.to_json(self._request.settings),
-            "inputs": {name: channel.to_json() for name, channel in self._request.inputs.items()},
-            "seed": self._job.seed,
-        }
-
     def _resolved(self) -> dict[str, Any]:
         """Return what job.json holds: the request with every default filled in, and where it all came from."""
         job, request = self._job, self._request
-        payload = self._payload()
-        for channel in payload["inputs"].values():
+        inputs = {name: channel.to_json() for name, channel in request.inputs.items()}
+        for channel in inputs.values():
             channel["url"] = [storage.redact(url) for url in channel["url"]]
         return {
             "name": request.name,
-            **payload,
+            **request.work.described(),
+            "inputs": inputs,
+            "seed": job.seed,
             "workers": job.workers,
             "output": storage.redact(job.output),
             "threads_per_worker": request.threads,

@@ -11,9 +11,20 @@ import yaml
 from .data.channel import Channel
 from .errors import UserError
 from .job import TrainingJob
+from .parallel.strategies import STRATEGIES
+from .scripts.metrics import MAX_DEFINITIONS, MAX_NAME, MAX_REGEX
 
+_METRIC: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "minLength": 1, "maxLength": MAX_NAME},
+        "regex": {"type": "string", "minLength": 1, "maxLength": MAX_REGEX},
+    },
+    "required": ["name", "regex"],
+    "additionalProperties": False,
+}
 _KINDS: dict[str, dict[str, Any]] = {
-    "algorithm": {"type": "string"},
+    "algorithm": {"type": ["string", "null"]},
     "hyperparameters": {"type": "object"},
     "workers": {"type": "integer", "minimum": 1},
     "output": {"type": "string"},
@@ -24,6 +35,11 @@ _KINDS: dict[str, dict[str, Any]] = {
     "max_restarts": {"type": "integer", "minimum": 0},
     "max_runtime_s": {"type": ["number", "null"], "exclusiveMinimum": 0},
     "environment": {"type": "object", "additionalProperties": {"type": "string"}},
+    "script": {"type": ["string", "null"], "pattern": r"\.py$"},
+    "source_dir": {"type": ["string", "null"]},
+    "arguments": {"type": "array", "items": {"type": "string"}},
+    "strategy": {"enum": [None, *STRATEGIES]},
+    "metric_definitions": {"type": "array", "maxItems": MAX_DEFINITIONS, "items": _METRIC},
 }
 
 
@@ -56,19 +72,16 @@ def schema() -> dict[str, Any]:
     channel["properties"] = {f.name: urls if f.name == "url" else {"type": ["string", "null"]} for f in fields(Channel)}
     kinds = {**_KINDS, "inputs": {"type": "object", "additionalProperties": {"anyOf": [*urls["anyOf"], channel]}}}
     properties: dict[str, Any] = {}
-    required = []
     for f in fields(TrainingJob):
         entry = dict(kinds[f.name])
         if f.default is not MISSING:
-            entry["default"] = f.default
-        elif f.default_factory is MISSING:
-            required.append(f.name)
+            entry["default"] = list(f.default) if isinstance(f.default, tuple) else f.default
         properties[f.name] = entry
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Phalanx training job",
         "type": "object",
         "properties": properties,
-        "required": required,
+        "oneOf": [{"required": ["algorithm", "inputs"]}, {"required": ["script"]}],
         "additionalProperties": False,
     }

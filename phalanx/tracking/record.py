@@ -99,9 +99,17 @@ class JobRecord:
         if step <= self.last_step:
             return
         self.last_step = step
-        self.metrics.update(metrics)
-        self._metrics_file.write(json.dumps({"step": step, "time": when, **metrics}) + "\n")
-        self._metrics_file.flush()
+        self._write_metrics(step, when, metrics)
+
+    def printed(self, name: str, step: int, when: float, value: float | None) -> None:
+        """Add a metric that a worker printed; `step` counts the values of this metric. May be called from another thread."""
+        self._write_metrics(step, when, {name: value})
+
+    def _write_metrics(self, step: int, when: float, metrics: Mapping[str, float | None]) -> None:
+        with self._lock:
+            self.metrics.update(metrics)
+            self._metrics_file.write(json.dumps({"step": step, "time": when, **metrics}) + "\n")
+            self._metrics_file.flush()
 
     def end(self, status: str, secondary: str, error: PhalanxError | None = None) -> None:
         """Close the record: the final status, and `failure` with the root cause when there is one."""

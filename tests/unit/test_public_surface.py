@@ -26,7 +26,7 @@ def test_names() -> None:
 def test_job_fields() -> None:
     assert [f.name for f in fields(phalanx.TrainingJob)] == [
         "algorithm", "inputs", "hyperparameters", "workers", "output", "name", "seed", "threads_per_worker", "launcher", "max_restarts",
-        "max_runtime_s", "environment",
+        "max_runtime_s", "environment", "script", "source_dir", "arguments", "strategy", "metric_definitions",
     ]  # fmt: skip
     assert [f.name for f in fields(phalanx.Channel)] == ["url", "content_type", "spread", "mode", "compression"]
 
@@ -67,7 +67,11 @@ def test_commands_and_options() -> None:
             "--channel", "--content-type", "--debug", "--env", "--json", "--launcher", "--max-restarts", "--max-runtime", "--name",
             "--output", "--seed", "--set", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
         ],
-        "run": ["--debug", "--json", "--schema"],
+        "run": [
+            "--channel", "--content-type", "--debug", "--env", "--json", "--launcher", "--max-restarts", "--max-runtime", "--metric",
+            "--name", "--output", "--schema", "--seed", "--set", "--source-dir", "--strategy", "--test", "--threads-per-worker",
+            "--train", "--validation", "--workers",
+        ],
         "predict": ["--accept", "--content-type", "--debug", "--input", "--output"],
         "algorithms": ["--json"],
         "sample-data": [],

@@ -1,0 +1,110 @@
+"""The first thing that a script's worker runs: folders, channels and requirements once a machine, then the script itself.
+
+    python -P -m phalanx.scripts.start SCRATCH
+
+The process becomes the script's: a fresh interpreter with the script's arguments and variables, in the code folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from .. import environment, storage
+from ..contracts import Json
+from ..errors import PhalanxError, UserError, error_of_kind, from_record, to_record
+from . import channels, requirements
+from .plan import Folders, Plan
+from .variables import decoded, to_arguments, variables, write_config
+
+_POLL_SECONDS = 0.02
+
+
+def main(arguments: list[str]) -> int:
+    """Return an exit code only where the script cannot be started."""
+    try:
+        place = environment.placement() or environment.Placement(0, 1, 0, "127.0.0.1", 0)
+        folders = Folders(Path(arguments[0]), int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0))
+        plan = Plan.read(folders.plan)
+        given = {name: decoded(value) for name, value in plan.hyperparameters.items()}
+        if place.rank == 0:
+            _send({"kind": "phase", "phase": "Downloading"})
+        overlay = _prepared(plan, folders, given, is_first=place.local_rank == 0)
+        if place.rank == 0:
+            _send({"kind": "phase", "phase": "Training"})
+        _become_script(plan, folders, given, place, overlay)
+    except Exception as error:
+        record = to_record(error)
+        record["message"], record["details"] = storage.redact(record["message"]), storage.redact(record["details"])
+        _send({"kind": "failure", "error": record})
+        if not isinstance(error, UserError):
+            sys.stderr.write(record["details"])
+        return from_record(record).exit_code
+    return 0
+
+
+def _prepared(plan: Plan, folders: Folders, given: Mapping[str, Json], *, is_first: bool) -> str | None:
+    """Make everything ready, or wait for the first rank of the machine to do so; return the folder of the requirements."""
+    told = folders.own / "ready.json"
+    if not is_first:
+        while not told.exists():
+            time.sleep(_POLL_SECONDS)
+        answer = json.loads(told.read_text(encoding="utf-8"))
+        if answer["error"] is not None:
+            raise error_of_kind(answer["error"]["kind"], answer["error"]["message"])
+        return None if answer["overlay"] is None else str(answer["overlay"])
+    overlay: str | None = None
+    try:
+        folders.make()
+        if not (folders.config / "channels.json").exists():  # of an attempt before
+            channels.lay_out(plan, folders)
+            write_config(plan, folders, given)
+        if plan.requirements is not None:
+            overlay = requirements.installed(folders.code / plan.requirements)
+    except PhalanxError as error:
+        _tell(told, {"overlay": None, "error": {"kind": error.kind, "message": error.message}})
+        raise
+    _tell(told, {"overlay": overlay, "error": None})
+    return overlay
+
+
+def _tell(path: Path, answer: Json) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(".ready.partial")
+    partial.write_text(json.dumps(answer), encoding="utf-8")
+    partial.rename(path)
+
+
+def _become_script(
+    plan: Plan, folders: Folders, given: Mapping[str, Json], place: environment.Placement, overlay: str | None
+) -> None:
+    """Return only by raising."""
+    here = environment.snapshot()
+    line = [*to_arguments(plan.hyperparameters), *plan.arguments]
+    found = variables(plan, folders, place.rank, given, _gpus(here, plan.workers))
+    found |= environment.script_variables(seed=plan.seed, strategy=plan.strategy, checkpoints=str(folders.checkpoints))
+    found["PYTHONPATH"] = os.pathsep.join(p for p in (str(folders.code), overlay, here.get("PYTHONPATH")) if p)
+    mine = {name: here[name] for name in plan.variables if name in here and name != "PYTHONPATH"}
+    os.execve(sys.executable, [sys.executable, "-u", plan.script, *line], {**here, **found, **mine})
+
+
+def _gpus(here: Mapping[str, str], workers: int) -> int:
+    """Return how many GPUs a worker may use, without loading what would take seconds to ask them."""
+    shown = here.get("CUDA_VISIBLE_DEVICES")
+    if shown is not None:
+        count = len([part for part in shown.split(",") if part.strip() and part.strip() != "-1"])
+    else:
+        count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    return max(1, count // workers) if count else 0
+
+
+def _send(event: Mapping[str, Json]) -> None:
+    environment.send_event({"at": time.time(), **event})
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
