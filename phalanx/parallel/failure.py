@@ -1,7 +1,7 @@
 """When one rank fails while the others wait in torch's own collectives: all learn of it, and of what caused it.
 
-A rank that fails writes its error into the store the ranks met through, then drops its process groups. The others fail as well,
-with a lost connection; they look into the store and raise what they find there.
+A rank that fails writes its error into the store the ranks met through, then cuts the connections of its process groups. The
+others fail as well, with a lost connection; they look into the store and raise what they find there.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from ..contracts import Collective
 from ..errors import PhalanxError, PlatformError, Stopped, UserError, from_record, to_record
+from . import connections
 from .torch_collective import TorchCollective, lost_words
 
 _LOST = (
@@ -53,7 +54,7 @@ def _agreed(error: Exception, world: TorchCollective) -> Exception:
     record = {**to_record(error), "lost": _is_lost(error)}
     try:
         store.set(str(world.rank), json.dumps(record))
-        _drop_groups()
+        connections.cut(_port(store))
         records = _collect(store, world)
         store.add("read", 1)
         if world.rank == 0:  # the store may live in this process
@@ -83,19 +84,17 @@ def _collect(store: Any, world: TorchCollective) -> dict[int, dict[str, Any]]:
     return found
 
 
+def _port(store: Any) -> int:
+    """Return the port of the TCP store under a chain of prefixes; 0 where there is none."""
+    while isinstance(store, dist.PrefixStore):  # type: ignore[attr-defined]
+        store = store.underlying_store
+    return int(store.port) if isinstance(store, dist.TCPStore) else 0  # type: ignore[attr-defined]
+
+
 def _until(done: Any) -> None:
     end = time.monotonic() + _WAIT_S
     while not done() and time.monotonic() < end:
         time.sleep(_POLL_S)
-
-
-def _drop_groups() -> None:
-    """Close torch's groups at once, so that no rank waits for this one."""
-    if not dist.is_initialized():
-        return
-    with contextlib.suppress(RuntimeError):
-        for group in list(dist.distributed_c10d._world.pg_map):
-            group.abort()
 
 
 def _is_lost(error: Exception) -> bool:

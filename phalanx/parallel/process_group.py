@@ -11,6 +11,7 @@ import torch.distributed as dist
 from .. import environment
 from ..contracts import Collective
 from ..errors import PlatformError, UserError
+from . import connections
 from .collective import Solo
 from .torch_collective import TorchCollective, lost_words
 
@@ -51,7 +52,8 @@ def world_of_environment(timeout_s: float = TIMEOUT_S) -> Collective:
             torch.cuda.set_device(device)
         environment.describe_group(place)
         try:
-            dist.init_process_group(backend_for(device), timeout=timedelta(seconds=timeout_s))
+            with connections.noted():
+                dist.init_process_group(backend_for(device), timeout=timedelta(seconds=timeout_s))
         except RuntimeError as error:
             where = f"{place.master_addr}:{place.master_port}"
             raise PlatformError(
@@ -60,9 +62,9 @@ def world_of_environment(timeout_s: float = TIMEOUT_S) -> Collective:
     if dist.get_world_size() == 1:
         return Solo()
     address = place.master_addr if place else ""
-    return TorchCollective.over(
-        _c10d.distributed_c10d._get_default_store(), dist.get_rank(), dist.get_world_size(), address, timeout_s=timeout_s
-    )
+    store = _c10d.distributed_c10d._get_default_store()
+    with connections.noted():
+        return TorchCollective.over(store, dist.get_rank(), dist.get_world_size(), address, timeout_s=timeout_s)
 
 
 def ensure_default_group(world: Collective, device: torch.device) -> None:
@@ -82,7 +84,8 @@ def ensure_default_group(world: Collective, device: torch.device) -> None:
     else:
         raise UserError(f"a torch strategy needs ranks that are processes, not {type(world).__name__}")
     limit = timedelta(seconds=TIMEOUT_S)
-    dist.init_process_group(backend_for(device), store=store, rank=world.rank, world_size=world.size, timeout=limit)
+    with connections.noted():
+        dist.init_process_group(backend_for(device), store=store, rank=world.rank, world_size=world.size, timeout=limit)
 
 
 def leave_default_group() -> None:

@@ -22,7 +22,7 @@ from ..contracts import Exit, WorkerSpec
 from ..launch.local import LocalLauncher
 from .strategy_models import Case, batch, build, plain
 
-PRELOAD = ("phalanx.testing.strategy_targets", "phalanx.parallel.ddp")
+PRELOAD = ("phalanx.testing.strategy_targets", "phalanx.parallel.ddp", "torch._dynamo")  # the last: optimizers load it
 
 
 class StrategyChecks:
@@ -35,16 +35,27 @@ class StrategyChecks:
     preload: ClassVar[tuple[str, ...]] = ()
     resume_models: ClassVar[tuple[str, ...]] = ("mlp", "dropout")
     tolerance: ClassVar[float] = 2e-5
+    every_rank_reads_its_own: ClassVar[bool] = True  # False where ranks share the rows of a batch
     one_module_only: ClassVar[bool] = True  # whether every rank must build the same module
 
-    def run(self, action: str, case: Case, size: int, folder: Path) -> list[dict[str, Any]]:
+    def run(
+        self,
+        action: str,
+        case: Case,
+        size: int,
+        folder: Path,
+        *,
+        strategy: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         """Run an action on `size` ranks; return their results in rank order, {"error": record} where one failed."""
+        chosen = {"strategy": strategy or self.strategy, "options": dict(self.options if options is None else options)}
         spec = WorkerSpec(
             workers=size,
             log_folder=folder / "logs",
             attempt=0,
             target="phalanx.testing.strategy_targets:main",
-            payload={"action": action, "case": asdict(case), "strategy": self.strategy, "options": dict(self.options)},
+            payload={"action": action, "case": asdict(case), **chosen},
             preload=(*PRELOAD, *self.preload),
         )
         workers = LocalLauncher().start(spec)
@@ -63,9 +74,18 @@ class StrategyChecks:
         assert sorted(results) == list(range(size)), logs[-3000:]
         return [results[rank] for rank in range(size)]
 
-    def good(self, action: str, case: Case, size: int, folder: Path) -> list[dict[str, Any]]:
+    def good(
+        self,
+        action: str,
+        case: Case,
+        size: int,
+        folder: Path,
+        *,
+        strategy: str | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> list[dict[str, Any]]:
         """Run an action that must succeed on every rank."""
-        results = self.run(action, case, size, folder)
+        results = self.run(action, case, size, folder, strategy=strategy, options=options)
         for result in results:
             assert "error" not in result, result["error"]["details"] or result["error"]["message"]
         return [result["result"] for result in results]
@@ -147,6 +167,27 @@ class StrategyChecks:
             for rank, result in enumerate(results):
                 assert "error" in result, f"rank {rank} went on"
                 assert "shape" in result["error"]["message"], result["error"]["message"]
+
+    def test_the_trainer_is_the_same_on_any_number_of_ranks(self, tmp_path: Path) -> None:
+        """Shuffled, three epochs of uneven batches, schedule, validation, metrics: as on one rank without a strategy."""
+        case = Case(accumulate=2, clip_norm=1.0)
+        expected = self.good("fit", case, 1, tmp_path / "plain", strategy="single", options={})[0]
+        for size in self.sizes:
+            for result in self.good("fit", case, size, tmp_path / str(size)):
+                for key in ("losses", "validation", "rates", "predicted"):
+                    np.testing.assert_allclose(result[key], expected[key], atol=5 * self.tolerance, err_msg=key)
+                assert result["reported"] == expected["reported"]
+                if result["exported"] is not None:
+                    assert result["exported"].keys() == expected["exported"].keys()
+
+    def test_data_that_one_rank_cannot_read_stops_all(self, tmp_path: Path) -> None:
+        for size in self.sizes:
+            if size == 1 or not self.every_rank_reads_its_own:
+                continue
+            results = self.run("fit_until_broken", Case(), size, tmp_path / str(size))
+            for result in results:
+                assert result["error"]["kind"] == "UserError"
+                assert "is no image" in result["error"]["message"]
 
     def test_ranks_with_different_modules_are_told_so(self, tmp_path: Path) -> None:
         for size in self.sizes:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import Dataset
 
 from ..contracts import Collective, Entry, Recipe, Replica, State, WorkerContext
-from ..errors import PhalanxError, to_record
+from ..errors import PhalanxError, UserError, to_record
+from ..parallel import connections
 from ..parallel.collective import Solo
 from ..parallel.failure import shared_failure
 from ..parallel.process_group import leave_default_group
 from ..parallel.strategies import strategy_of
-from .strategy_models import OPTIMIZERS, Case, batch, build, micro_batches
+from ..trainer.trainer import Trainer
+from .sessions import MemorySession
+from .strategy_models import CLASSES, FEATURES, OPTIMIZERS, Case, batch, build, micro_batches
 
 Result = Mapping[str, Any]
 
@@ -50,7 +57,8 @@ def prepared(case: Case, name: str, options: Mapping[str, Any], world: Collectiv
         activation_checkpointing=case.activation_checkpointing,
         seed=case.seed,
     )
-    return strategy_of(name, options).prepare(recipe, world)
+    with connections.noted():
+        return strategy_of(name, options).prepare(recipe, world)
 
 
 def train(case: Case, name: str, options: Mapping[str, Any], world: Collective) -> Result:
@@ -119,8 +127,74 @@ def other_module_on_one_rank(case: Case, name: str, options: Mapping[str, Any], 
     return {}
 
 
+def fit(case: Case, name: str, options: Mapping[str, Any], world: Collective) -> Result:
+    """Train, evaluate, predict and export through `Trainer`."""
+    rows = 61
+    generator = torch.Generator().manual_seed(case.seed)
+    inputs = torch.randn(rows, FEATURES, generator=generator)
+    target = torch.randint(0, CLASSES, (rows,), generator=generator)
+    with tempfile.TemporaryDirectory() as folder:
+        session = MemorySession({}, Path(folder), world=world, seed=case.seed)
+        trainer = Trainer(
+            build(case),
+            nn.functional.cross_entropy,
+            optimizer=OPTIMIZERS[case.optimizer],
+            strategy=strategy_of(name, options),
+            accumulate=case.accumulate,
+            clip_norm=case.clip_norm,
+            schedule=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+            metrics={"accuracy": lambda output, wanted: (output.argmax(1) == wanted).float().mean()},
+            session=session,
+        )
+        held = (inputs[40:], target[40:])
+        history = trainer.fit((inputs[:40], target[:40]), validation=held, epochs=3, batch_size=16)
+        path = trainer.export(Path(folder) / "model")
+        exported = None if path is None else {n: t.flatten().tolist() for n, t in load_file(path).items()}
+        predicted = trainer.predict(inputs, batch_size=20)
+        trainer.close()
+    return {
+        "losses": history.losses,
+        "validation": [[r["validation:loss"], r["validation:accuracy"]] for r in history.evaluations],
+        "rates": [r["train:learning_rate"] for r in history.evaluations],
+        "predicted": predicted.float().tolist(),
+        "exported": exported,
+        "reported": [r.step for r in session.reports],
+    }
+
+
+def fit_until_broken(case: Case, name: str, options: Mapping[str, Any], world: Collective) -> Result:
+    """Train with a sample of the last rank's part that cannot be read, in the second step."""
+    data = _Broken(world.rank == world.size - 1)
+    with tempfile.TemporaryDirectory() as folder:
+        session = MemorySession({}, Path(folder), world=world, seed=case.seed)
+        trainer = Trainer(
+            build(case),
+            nn.functional.cross_entropy,
+            optimizer=OPTIMIZERS[case.optimizer],
+            strategy=strategy_of(name, options),
+            session=session,
+        )
+        trainer.fit(data, epochs=1, batch_size=16, shuffle=False)
+    return {}
+
+
+class _Broken(Dataset[Any]):
+    """Rows of which the last quarter cannot be read on one rank."""
+
+    def __init__(self, broken: bool) -> None:
+        self._broken = broken
+
+    def __len__(self) -> int:
+        return 64
+
+    def __getitem__(self, row: int) -> Any:
+        if self._broken and row >= 24:
+            raise UserError(f"sample {row}.png is no image")
+        return torch.full((FEATURES,), row / 64), row % CLASSES
+
+
 _ACTIONS: dict[str, Callable[[Case, str, Mapping[str, Any], Collective], Result]] = {
-    f.__name__: f for f in (train, resume, wrong_shape_on_one_rank, other_module_on_one_rank)
+    f.__name__: f for f in (train, resume, wrong_shape_on_one_rank, other_module_on_one_rank, fit, fit_until_broken)
 }
 
 

@@ -12,6 +12,7 @@ import torch
 from .. import environment
 from ..contracts import Entry, Recipe, Replica, Session, State, Strategy
 from ..errors import UserError
+from ..parallel import connections
 from ..parallel.failure import shared_failure
 from ..parallel.strategies import strategy_of
 from .batches import Mover
@@ -137,7 +138,8 @@ class Trainer:
     def replica(self) -> Replica:
         """Collective at its first use. The module as the strategy trains it on this rank."""
         if self._replica is None:
-            self._replica = self.strategy.prepare(self._recipe, self.world)
+            with connections.noted():
+                self._replica = self.strategy.prepare(self._recipe, self.world)
             if self._ema_decay is not None:
                 self._average = Average(self.module, self._ema_decay)
             if self._make_schedule is not None:
