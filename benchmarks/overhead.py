@@ -2,8 +2,8 @@
 
     python benchmarks/overhead.py [--workers 2] [--models mlp gpt] [--strategies ddp zero2] [--blocks 12]
 
-Both loops live in the same processes and alternate in blocks of steps; the median of the blocks' ratios counts. The hand-written
-loops are those of the tutorials: DistributedDataParallel, or a deepspeed engine, `loss.backward()`, `step()`, `zero_grad()`.
+Both loops live in the same processes and alternate in blocks of steps; the median of the blocks' ratios counts. The
+hand-written loops are those of the tutorials: DistributedDataParallel or a deepspeed engine, `backward()`, `step()`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import machine, table, versions
 from torch import nn
+
+from common import machine, table, versions
 
 LIMITS = {"mlp": 1.10, "gpt": 1.01}
 
@@ -68,13 +69,6 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, int, int]:
     if name == "mlp":
         return mlp(), torch.randn(64 * 50, 64), torch.randint(0, 10, (64 * 50,)), 64, 50
     return Gpt(), torch.randint(0, 512, (8 * 3, 64)), torch.randint(0, 512, (8 * 3, 64)), 8, 3
-
-
-class Progress:
-    """Stops the fit for a block of the other loop, after every block of steps."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
 
 
 def by_hand(name: str, strategy: str, rank: int, size: int) -> Any:
@@ -160,7 +154,14 @@ def main() -> None:
     rows = []
     for model in arguments.models:
         for strategy in arguments.strategies:
-            command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(arguments.workers), "--standalone"]
+            command = [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nproc-per-node",
+                str(arguments.workers),
+                "--standalone",
+            ]
             command += [str(Path(__file__).resolve()), "--blocks", str(arguments.blocks), "--measure", model, strategy]
             done = subprocess.run(command, capture_output=True, text=True)
             found = next((line for line in done.stdout.splitlines() if line.startswith("FOUND ")), None)
