@@ -205,7 +205,8 @@ def predict(
     from .model import load, predict_file
 
     _debug(debug)
-    rows = predict_file(load(artifact), input, output, content_type=content_type, accept=accept)
+    with load(artifact) as model:
+        rows = predict_file(model, input, output, content_type=content_type, accept=accept)
     if output != "-":
         typer.echo(f"{rows} answers in {output}", err=True)
 

@@ -10,30 +10,40 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from types import TracebackType
+from typing import Any, Protocol, Self, final
 
 import numpy as np
 
 from . import registry, storage
-from .contracts import Algorithm, Array, Csr, Features, Records
+from .contracts import Array, Csr, Features, Records
 from .data.requests import ResponseWriter, read_requests
 from .errors import UserError
+from .scripts.model import ScriptModel, content_type_of
 from .worker import MODEL_CARD, MODEL_FORMAT
 
 REQUEST_ROWS = 8192
 
 
+class Learned(Protocol):
+    """What answers: an algorithm's own object, or the process of a script's model."""
+
+    def predict(self, requests: Features) -> dict[str, Array]:
+        """Return one array per column of the response, a row per request."""
+        ...
+
+
 @final
 class Model:
-    """A model and what its artifact says of it.
+    """A model and what its artifact says of it. One that a script made holds a process until `close`, or until it is gone.
 
     Attributes:
-        algorithm: the name it was trained under.
+        algorithm: the name it was trained under; of a script its file name.
         hyperparameters: all of them, defaults included.
         learned: the algorithm's own object.
     """
 
-    def __init__(self, algorithm: str, hyperparameters: Mapping[str, Any], learned: Algorithm) -> None:
+    def __init__(self, algorithm: str, hyperparameters: Mapping[str, Any], learned: Learned) -> None:
         self.algorithm = algorithm
         self.hyperparameters = dict(hyperparameters)
         self.learned = learned
@@ -49,32 +59,62 @@ class Model:
         """
         return self.learned.predict(_as_features(requests))
 
+    def close(self) -> None:
+        """Give back what the model holds. Safe to call twice."""
+        if isinstance(self.learned, ScriptModel):
+            self.learned.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
 
 def load(artifact: str | Path) -> Model:
-    """Return the model in a `model.tar.gz` (a path or any fsspec URL). No pickle is ever loaded.
+    """Return the model in a `model.tar.gz` (a path or any fsspec URL).
+
+    No pickle is ever loaded from an algorithm's artifact. That of a script holds the script, whose `model_fn` is run in a
+    process of its own: load those of people you trust.
 
     Raises:
         UserError: no such file, a damaged archive, one that Phalanx did not write, or an algorithm that is not installed.
+        AlgorithmError: the script's model_fn failed.
     """
     url = str(artifact)
-    with tempfile.TemporaryDirectory(prefix="phalanx-model-") as folder:
-        names = storage.unpack(url, Path(folder))
+    folder = tempfile.TemporaryDirectory(prefix="phalanx-model-")
+    kept = False
+    try:
+        names = storage.unpack(url, Path(folder.name))
         if MODEL_CARD not in names:
             raise UserError(f"{storage.redact(url)} holds no {MODEL_CARD}: it is no artifact of Phalanx")
-        card = _read_card(Path(folder) / MODEL_CARD, url)
-        _verify(Path(folder), card["files"], url)
-        cls = registry.load(card["algorithm"])
-        try:
-            learned: Algorithm = cls.load(Path(folder))
-        except UserError:
-            raise
-        except Exception as error:  # damaged files show themselves in many ways
-            raise UserError(f"{storage.redact(url)} is damaged: {type(error).__name__}: {error}") from error
-    return Model(card["algorithm"], card["hyperparameters"], learned)
+        card = _read_card(Path(folder.name) / MODEL_CARD, url)
+        _verify(Path(folder.name), card["files"], url)
+        if card["script"] is None:
+            return Model(card["algorithm"], card["hyperparameters"], _learned(card["algorithm"], Path(folder.name), url))
+        model = Model(card["script"], card["hyperparameters"], ScriptModel(folder, card))
+        kept = True
+        return model
+    finally:
+        if not kept:
+            folder.cleanup()
+
+
+def _learned(algorithm: str, folder: Path, url: str) -> Learned:
+    cls = registry.load(algorithm)
+    try:
+        learned: Learned = cls.load(folder)
+    except UserError:
+        raise
+    except Exception as error:  # damaged files show themselves in many ways
+        raise UserError(f"{storage.redact(url)} is damaged: {type(error).__name__}: {error}") from error
+    return learned
 
 
 def predict_file(model: Model, source: str, sink: str, *, content_type: str | None, accept: str) -> int:
     """Answer every request in `source`, in bounded memory; return how many.
+
+    A script's model gets each file as one request, whole.
 
     Args:
         model: to ask.
@@ -86,6 +126,8 @@ def predict_file(model: Model, source: str, sink: str, *, content_type: str | No
     Raises:
         UserError: a request that cannot be read (with its line), or an unknown content type.
     """
+    if isinstance(model.learned, ScriptModel):
+        return _predict_whole(model.learned, source, sink, content_type, accept)
     width = getattr(model.learned, "columns", None)
     rows = 0
     writer: ResponseWriter | None = None
@@ -103,6 +145,14 @@ def predict_file(model: Model, source: str, sink: str, *, content_type: str | No
     return rows
 
 
+def _predict_whole(learned: ScriptModel, source: str, sink: str, content_type: str | None, accept: str) -> int:
+    files = storage.list_files(source)
+    with storage.replacing_writer(sink) as out:
+        for file in files:
+            out.write(learned.answer(storage.read_bytes(file.url), content_type or content_type_of(file.url), accept))
+    return len(files)
+
+
 def _read_card(path: Path, url: str) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
@@ -110,8 +160,10 @@ def _read_card(path: Path, url: str) -> dict[str, Any]:
             raise UserError(
                 f"{storage.redact(url)} was written by a newer Phalanx (format {card['format']}); upgrade to read it"
             )
-        found = {"algorithm": str(card["algorithm"]), "hyperparameters": dict(card["hyperparameters"])}
-        return {**found, "files": dict(card["files"])}
+        found = {"files": dict(card["files"]), "hyperparameters": dict(card["hyperparameters"])}
+        if "script" in card:
+            return {**found, "script": str(card["script"]), "requirements": card.get("requirements")}
+        return {**found, "script": None, "algorithm": str(card["algorithm"])}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{storage.redact(url)} is damaged: {MODEL_CARD}: {error}") from None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import final
 
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
-from ..errors import to_record
+from ..errors import AlgorithmError, to_record
 from . import failure
 from .plan import Folders
 
@@ -91,6 +91,8 @@ class WatchedWorkers:
         if trace is None:
             return event
         error = failure.of_traceback(event.rank, trace, channels=self._channels)
+        if isinstance(error, AlgorithmError):
+            error = AlgorithmError(f"{record.get('message')} (worker {event.rank})")
         error.details = str(record["details"])
         return Event(event.rank, event.time, {"kind": "failure", "error": {**to_record(error), "time": event.time}})
 

@@ -1,48 +1,204 @@
-"""`phalanx.session()`: the seam of a user's own script, under `phalanx run`, under torchrun, and alone."""
+"""`phalanx.session()`: the seam of a user's own script, under `phalanx run`, under torchrun, and alone.
+
+    session = phalanx.session()
+    for step, batch in enumerate(session.channels["train"].batches(256), 1):
+        ...
+        session.report(step, {"train:loss": loss})
+
+All that it knows comes from the environment, so that the same script runs in all three ways.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
+import sys
+import tempfile
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from types import FrameType
-from typing import Any
+from types import FrameType, TracebackType
+from typing import final
 
 from .. import environment
-from ..contracts import Json
-from ..parallel.process_group import default_device, world_of_environment
+from ..contracts import Collective, Json, Shard, Stateful
+from ..data.channel import Channel
+from ..data.shard import open_shard
+from ..errors import Stopped, UserError, nearest, to_record
+from ..parallel.collective import Solo
 from .session import WorkerSession
 
-_current: list[WorkerSession] = []
+_SHARDED = ("train", "training")  # every row to one rank, unless the job says otherwise; other channels are replicated
+_GPU = Path("/dev/nvidiactl")
 
 
-def session() -> WorkerSession:
+@final
+class ScriptSession:
+    """`contracts.Session` of a script, and what else a job has for it. Made by `session()`.
+
+    Attributes:
+        world: the ranks that run the script.
+        channels: name -> `contracts.Shard`; one is opened when it is first asked for, by all ranks.
+        hyperparameters: name -> value, decoded.
+        seed: the job's; 0 without one.
+        threads: that this rank may use.
+        device: torch's name of the device to compute on.
+        model_dir: what is saved here becomes the artifact; `model` without a job.
+        output_data: what is put here is published beside the artifact; `output` without a job.
+        checkpoints: a folder that stays over restarts of the job; `checkpoints` without one.
+        strategy: of `phalanx run --strategy`, None where it was not given.
+    """
+
+    def __init__(self, world: Collective, device: str, stop: threading.Event) -> None:
+        given = json.loads(environment.get("SM_HPS") or "{}")
+        self.world = world
+        self.hyperparameters: dict[str, Json] = given if isinstance(given, dict) else {}
+        self.seed = int(environment.get(environment.SEED) or 0)
+        self.threads = int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+        self.device = device
+        self.model_dir = Path(environment.get("SM_MODEL_DIR") or "model")
+        self.output_data = Path(environment.get("SM_OUTPUT_DATA_DIR") or "output")
+        self.checkpoints = Path(environment.get(environment.CHECKPOINTS) or "checkpoints")
+        self.strategy = environment.get(environment.STRATEGY)
+        self._folders = _channel_folders()
+        self.channels: Mapping[str, Shard] = _Channels(_channels(self._folders), world, self.seed, self.threads)
+        self._inner = WorkerSession(
+            world=world,
+            channels=self.channels,
+            seed=self.seed,
+            threads=self.threads,
+            device=device,
+            output_data=self.output_data,
+            send=environment.send_event,
+            stop_requested=stop.is_set,
+        )
+
+    def channel_folder(self, name: str) -> Path:
+        """Return the folder with this rank's files of a channel, as SM_CHANNEL_NAME has it.
+
+        Raises:
+            UserError: there is no such channel.
+        """
+        if name.upper() not in self._folders:
+            raise _no_channel(name, [known.lower() for known in self._folders])
+        return Path(self._folders[name.upper()])
+
+    def restore(self, parts: Mapping[str, Stateful]) -> int:
+        """Collective. See `contracts.Session.restore`."""
+        return self._inner.restore(parts)
+
+    def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0, of: int | None = None) -> None:
+        """Collective. See `contracts.Session.report`."""
+        self._inner.report(step, metrics, rows=rows, of=of)
+
+
+_current: list[ScriptSession] = []
+
+
+def session() -> ScriptSession:
     """Collective at its first call. Return this process's session: its world, channels, `restore` and `report`.
 
     All ranks call it. It joins the group that torchrun, Slurm or Phalanx started, through torch's default process group, which
-    it makes unless the script has.
+    it makes unless the script has. From then on SIGTERM is noted and taken up at the next `report`, and an exception that
+    nobody catches is declared to the job before the process ends.
     """
     if not _current:
-        _current.append(_open())
+        stop = threading.Event()
+        _listen(stop)
+        _declare_failures()
+        world, device = _world()
+        _current.append(ScriptSession(world, device, stop))
     return _current[0]
 
 
-def _open() -> WorkerSession:
-    stop = threading.Event()
-    _listen(stop)
-    return WorkerSession(
-        world=world_of_environment(),
-        channels={},
-        seed=0,
-        threads=int(environment.get("OMP_NUM_THREADS") or os.cpu_count() or 1),
-        device=str(default_device()),
-        output_data=Path(environment.get("SM_OUTPUT_DATA_DIR") or "output"),
-        send=_sender(),
-        stop_requested=stop.is_set,
+def _world() -> tuple[Collective, str]:
+    """Collective. Return the world and the device; torch is loaded only where there are other ranks or something to find."""
+    place = environment.placement()
+    if (place is None or place.size == 1) and "torch" not in sys.modules and not _GPU.exists():
+        return Solo(), "cpu"
+    from ..parallel.process_group import default_device, world_of_environment
+
+    return world_of_environment(), str(default_device())
+
+
+def _channel_folders() -> dict[str, str]:
+    """Return every folder of SM_CHANNEL_*, by the name's capitals."""
+    prefix = "SM_CHANNEL_"
+    return {name.removeprefix(prefix): value for name, value in environment.snapshot().items() if name.startswith(prefix)}
+
+
+def _channels(folders: Mapping[str, str]) -> dict[str, Channel]:
+    """Return the channels that the job says, or else those that have a folder."""
+    config = environment.get("SM_INPUT_CONFIG_DIR")
+    path = Path(config) / "channels.json" if config else None
+    if path is not None and path.is_file():
+        given = json.loads(path.read_text(encoding="utf-8"))
+        found = {name: Channel(**values) for name, values in given.items()}
+    else:
+        found = {name.lower(): Channel(url=folder) for name, folder in folders.items()}
+    return {
+        name: Channel(**{**c.to_json(), "spread": "shard"}) if c.spread is None and name in _SHARDED else c
+        for name, c in found.items()
+    }
+
+
+@final
+class _Channels(Mapping[str, Shard]):
+    """Opens a channel when it is first asked for."""
+
+    def __init__(self, channels: Mapping[str, Channel], world: Collective, seed: int, threads: int) -> None:
+        self._channels = channels
+        self._world = world
+        self._seed = seed
+        self._threads = threads
+        self._open: dict[str, Shard] = {}
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+
+    def __getitem__(self, name: str) -> Shard:
+        """Collective at the first time for each name.
+
+        Raises:
+            UserError: there is no such channel, or it cannot be read; on every rank.
+        """
+        if name not in self._channels:
+            raise _no_channel(name, self._channels)
+        if name not in self._open:
+            self._open[name] = self._opened(name)
+        return self._open[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._channels
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._channels)
+
+    def __len__(self) -> int:
+        return len(self._channels)
+
+    def _opened(self, name: str) -> Shard:
+        if self._scratch is None:
+            self._scratch = tempfile.TemporaryDirectory(prefix="phalanx-session-")
+        return open_shard(
+            name,
+            self._channels[name],
+            rank=self._world.rank,
+            size=self._world.size,
+            seed=self._seed,
+            gather=self._world.all_gather,
+            scratch=Path(self._scratch.name),
+            columns=None,
+            index_base=1,
+            threads=self._threads,
+        )
+
+
+def _no_channel(name: str, known: Mapping[str, object] | list[str]) -> UserError:
+    there = nearest(name, list(known)) if known else "there is none"
+    return UserError(
+        f"there is no channel '{name}': give it as `phalanx run … --channel {name}=URL`, or its folder as the variable "
+        f"SM_CHANNEL_{name.upper()}; {there}"
     )
 
 
@@ -57,13 +213,16 @@ def _listen(stop: threading.Event) -> None:
     signal.signal(signal.SIGTERM, note)
 
 
-def _sender() -> Any:
-    """Return what takes an event to the supervisor; without one, events go nowhere."""
-    fd = environment.get(environment.EVENTS_FD)
+def _declare_failures() -> None:
+    """Tell the job of an exception that ends this process, before the group closes and its peers fail for that."""
+    before = sys.excepthook
 
-    def send(event: Mapping[str, Json]) -> None:
-        if fd is not None:
-            with contextlib.suppress(OSError):
-                os.write(int(fd), json.dumps(event).encode() + b"\n")
+    def declare(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if isinstance(error, Exception):
+            environment.send_event({"at": time.time(), "kind": "failure", "error": to_record(error)})
+        if isinstance(error, Stopped):
+            sys.stderr.write(f"{error}\n")
+        else:
+            before(kind, error, trace)
 
-    return send
+    sys.excepthook = declare
