@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import re
 import socket
 import traceback
@@ -11,17 +12,21 @@ from typing import Any, TypeVar
 
 import numpy as np
 from xgboost import collective, config_context
-from xgboost.core import XGBoostError
+from xgboost.core import _LIB, XGBoostError
 from xgboost.tracker import RabitTracker
 
 from .. import environment
 from ..contracts import Array, Collective
 from ..errors import AlgorithmError, PhalanxError, PlatformError, UserError, from_record, to_record
 from ..parallel.collective import together
+from .xgboost_sockets import Connections
 
 T = TypeVar("T")
 _JOIN_S = 120  # for all ranks to come and to leave
+_AGREE_S = 60  # that a rank which failed waits for the others before it says so alone
+_LEAVE_S = 10  # that ranks which failed wait for each other when they leave
 _SILENCE_S = 1800  # longest that a rank may keep the others waiting, e.g. while it reads its rows
+_JOINED = re.compile(r"^(\[[\d:]+\] )?Task \d+ got rank \d+$")
 _LOST = ("/collective/", "Allreduce failed", "Connection reset", "Broken pipe")
 _USERS = (
     "arameter",
@@ -41,8 +46,9 @@ _USERS = (
 def in_group(world: Collective, body: Callable[[], T]) -> T:
     """Collective. Run `body` on every rank inside XGBoost's communicator; an error of one rank reaches all.
 
-    Within `body` ranks must wait for each other in XGBoost's communicator only (and in votes): a rank that fails closes it,
-    which frees the others from their waiting, and then all compare what happened.
+    Within `body` ranks must wait for each other in XGBoost's communicator only (and in votes): a rank that fails resets its
+    connections, which frees the others from their waiting, and then all compare what happened. Only then do they leave: that
+    asks the tracker, which may be gone.
     """
     if world.size == 1:
         try:
@@ -54,15 +60,26 @@ def in_group(world: Collective, body: Callable[[], T]) -> T:
             raise
     own: Exception | None = None
     value: T | None = None
+    connections = Connections()
     with _tracker(world) as arguments:
-        together(world, "joining the workers of xgboost", lambda: _join(world.rank, arguments))
+        with connections.noted():
+            together(world, "joining the workers of xgboost", lambda: _join(world.rank, arguments))
         try:
             value = body()
         except Exception as error:
             _let_go(error)
             own = translated(error)
-        _leave()
-        _agree(world, own)  # also keeps the tracker alive until the last rank has left
+        stays = own is not None and connections.reset(int(arguments["dmlc_tracker_port"]))
+        if not stays:
+            _leave()
+        try:
+            _agree(world, own)  # also keeps the tracker alive until the last rank has left
+        except Exception:
+            if stays:
+                _leave()
+            with suppress(PhalanxError):
+                world.barrier(_LEAVE_S)
+            raise
     return value  # type: ignore[return-value]
 
 
@@ -124,7 +141,18 @@ def _tracker(world: Collective) -> Iterator[Mapping[str, Any]]:
                 tracker.free()
 
 
+def _on_message(message: bytes) -> None:
+    """Print what the library says, as its own callback does, but not who joined: that is said whatever its verbosity."""
+    text = message.decode("utf-8", "replace")
+    if not _JOINED.search(text):
+        print(text, flush=True)
+
+
+_ON_MESSAGE = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(_on_message)  # kept, for the library keeps its address
+
+
 def _join(rank: int, arguments: Mapping[str, Any]) -> None:
+    _LIB.XGBRegisterLogCallback(_ON_MESSAGE)  # each thread has its own
     collective.init(**arguments, dmlc_task_id=f"{rank:05d}", dmlc_timeout=_SILENCE_S)
 
 
@@ -154,6 +182,7 @@ def _agree(world: Collective, own: Exception | None) -> None:
     lost = isinstance(own, PlatformError) and "lost contact" in own.message
     record = None if own is None else {**to_record(own), "lost": lost}
     try:
+        world.barrier(_SILENCE_S if own is None else _AGREE_S)
         records = world.all_gather(record)
     except PhalanxError:
         if own is not None:
