@@ -14,6 +14,7 @@ _OUT_OF_MEMORY = 137
 _BEGIN = "Traceback (most recent call last):"
 _LAST = re.compile(r"^(?:[A-Za-z_][\w.]*)(?:: .*)?$")
 _ARGPARSE = re.compile(r"^\S+: error: .+")
+_RANK = re.compile(r"^\[rank\d+\]: ?", re.MULTILINE)  # torch puts it before the lines of a traceback
 _CHANNEL = re.compile(r"KeyError: ['\"]SM_CHANNEL_([^'\"]+)['\"]")
 _LOST = (  # what a rank says that lost a peer, not its own mistake
     "Connection closed by peer",
@@ -72,6 +73,7 @@ def of_exit(rank: int, code: int, log: str, *, channels: Iterable[str], written:
         written: where the script may have put a reason of its own, as output/failure.
     """
     reason = _reason(written)
+    log = _RANK.sub("", log)
     trace = last_traceback(log)
     if reason:
         error: PhalanxError = AlgorithmError(f"worker {rank} ended with exit code {code}: {reason}")

@@ -18,9 +18,10 @@ from pathlib import Path
 from ..errors import UserError
 
 MAX_FILES = 10_000  # of code
-MAX_COPIED = 1 << 20  # bytes of a file that is copied
+MAX_COPIED = 1 << 20  # bytes of a file that is copied, where it is no code
 REQUIREMENTS = "requirements.txt"
 _LOOKED_AT = 2_000  # entries of a folder, in the search for code
+_CODE = (".py", ".whl")  # a requirement may name a wheel that lies beside the script
 _NO_CODE = ("__pycache__", "node_modules", "site-packages")
 
 
@@ -87,7 +88,7 @@ def copy(source: Source, target: Path, *, leave_out: Path | None) -> list[str]:
         name = path.relative_to(source.folder).as_posix()
         copied = target / name
         copied.parent.mkdir(parents=True, exist_ok=True)
-        if linked and name != source.script:  # the script is copied however large it is: the artifact needs it
+        if linked:
             copied.symlink_to(path)
         else:
             shutil.copyfile(path, copied)
@@ -117,7 +118,7 @@ def _entries(folder: Path, leave_out: Path | None) -> Iterator[tuple[Path, bool]
             else:
                 yield path, True
         elif path.is_file():
-            yield path, path.stat().st_size > MAX_COPIED
+            yield path, path.stat().st_size > MAX_COPIED and path.suffix not in _CODE
 
 
 def _has_code(folder: Path) -> bool:
@@ -125,7 +126,7 @@ def _has_code(folder: Path) -> bool:
     for _, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".") and name not in _NO_CODE]
         looked += len(names) + len(folders)
-        if any(name.endswith(".py") for name in names):
+        if any(name.endswith(_CODE) for name in names):
             return True
         if looked > _LOOKED_AT:
             return False
