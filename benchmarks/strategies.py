@@ -61,7 +61,7 @@ def measure(strategy: str, steps: int) -> None:
     rows = torch.randint(0, VOCABULARY, (BATCH * 10, LENGTH), generator=generator)
     before = memory()
     trainer = phalanx.Trainer(
-        model(), loss, optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9), strategy=strategy, accumulate=2, seed=0
+        model(), loss, optimizer=lambda p: torch.optim.SGD(p, lr=0.1), strategy=strategy, accumulate=2, seed=0
     )
     data = (rows, rows.roll(-1, 1))
     trainer.fit(data, steps=2, batch_size=BATCH)

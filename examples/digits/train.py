@@ -1,8 +1,8 @@
 """An image classifier on scikit-learn's handwritten digits, the same on one process and on many.
 
-    python train.py
-    torchrun --nproc-per-node 2 train.py
-    phalanx run train.py --workers 2 --set epochs=8
+python train.py
+torchrun --nproc-per-node 2 train.py
+phalanx run train.py --workers 2 --set epochs=8
 """
 
 import argparse

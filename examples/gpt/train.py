@@ -62,7 +62,12 @@ def loss(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
 
 
 torch.manual_seed(0)
-layers = [Embedding(), *(Block() for _ in range(arguments.layers)), nn.LayerNorm(arguments.width), nn.Linear(arguments.width, 256)]
+layers = [
+    Embedding(),
+    *(Block() for _ in range(arguments.layers)),
+    nn.LayerNorm(arguments.width),
+    nn.Linear(arguments.width, 256),
+]
 text = torch.frombuffer(bytearray(arguments.text.read_bytes()), dtype=torch.uint8).long()
 pieces = text[: len(text) // arguments.length * arguments.length].reshape(-1, arguments.length)
 inputs, target = pieces[:, :], torch.cat([pieces[:, 1:], pieces.roll(-1, 0)[:, :1]], dim=1)
