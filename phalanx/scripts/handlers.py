@@ -70,7 +70,7 @@ class Handlers:
         given: str | bytes = body.decode("utf-8") if _plain(content_type) in _TEXT else body
         if self._transform:
             return _bytes(_called(self._transform, self._model, given, content_type, accept))
-        data = _called(self._input, given, content_type) if self._input else prepared(_decoded(body, content_type), self._model)
+        data = _called(self._input, given, content_type) if self._input else prepared(decoded(body, content_type), self._model)
         prediction = self._predicted(data)
         return _bytes(_called(self._output, prediction, accept) if self._output else encoded(prediction, accept))
 
@@ -78,7 +78,7 @@ class Handlers:
         """Return predictions of features in memory, past the functions for requests."""
         if self._transform:
             raise UserError("the script answers by transform_fn, which takes requests only: use `phalanx predict` on a file")
-        prediction = self._predicted(prepared(_array_of(features), self._model))
+        prediction = self._predicted(prepared(array_of(features), self._model))
         if isinstance(prediction, Mapping):
             return {str(name): np.asarray(_numbers(values)) for name, values in prediction.items()}
         return {"prediction": np.asarray(_numbers(prediction))}
@@ -122,8 +122,12 @@ def encoded(prediction: Any, accept: str) -> bytes:
     )
 
 
-def _decoded(body: bytes, content_type: str) -> Any:
-    """Return an array from a request whose script has no input_fn; text becomes float32, as models expect."""
+def decoded(body: bytes, content_type: str) -> Any:
+    """Return the array in a request; text becomes float32, as models expect.
+
+    Raises:
+        UserError: it is none, or its content type is not known.
+    """
     kind = _ALIASES.get(_plain(content_type), _plain(content_type))
     try:
         if kind == JSON:
@@ -136,14 +140,15 @@ def _decoded(body: bytes, content_type: str) -> Any:
     except (ValueError, TypeError) as error:
         raise UserError(f"the request is no {kind} of numbers: {error}") from None
     if kind in LIBSVM:
-        return _array_of(decode(body, "text/libsvm", columns=None, index_base=0))
+        return array_of(decode(body, "text/libsvm", columns=None, index_base=0))
     raise UserError(
         f"requests of the type '{content_type}' cannot be read: the script has no input_fn, and without one there are {JSON}, "
         f"{CSV}, {NPY} and {LIBSVM[0]}"
     )
 
 
-def _array_of(features: Features) -> Any:
+def array_of(features: Features) -> Any:
+    """Return features as libraries take them: an array, or scipy's sparse rows."""
     if isinstance(features, Records):
         raise UserError("a script's model takes arrays of numbers, not records: use `phalanx predict` on a file of them")
     if not isinstance(features, Csr):

@@ -17,6 +17,7 @@ from .. import environment
 from ..contracts import Array, Features, Records
 from ..errors import AlgorithmError, UserError, from_record
 from . import requirements
+from .paths import python_path
 from .serving import features_to_bytes, from_npz, receive, send
 
 _END_SECONDS = 5.0
@@ -106,7 +107,6 @@ def _start(folder: Path, program: str, overlay: str | None) -> tuple[subprocess.
     theirs_in, ours_out = os.pipe()
     ours_in, theirs_out = os.pipe()
     here = environment.snapshot()
-    path = os.pathsep.join(p for p in (overlay, here.get("PYTHONPATH")) if p)
     variables = {**here, "SM_MODEL_DIR": str(folder), "SAGEMAKER_PROGRAM": program, "PYTHONUNBUFFERED": "1"}
     try:
         process = subprocess.Popen(
@@ -114,7 +114,7 @@ def _start(folder: Path, program: str, overlay: str | None) -> tuple[subprocess.
             pass_fds=[theirs_in, theirs_out],
             stdin=subprocess.DEVNULL,
             stdout=2,  # what the script prints is no answer
-            env={**variables, "PYTHONPATH": path} if path else variables,
+            env={**variables, "PYTHONPATH": python_path(overlay)},
         )
     finally:
         os.close(theirs_in)

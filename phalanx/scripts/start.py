@@ -18,6 +18,7 @@ from .. import environment, storage
 from ..contracts import Json
 from ..errors import PhalanxError, UserError, error_of_kind, from_record, to_record
 from . import channels, requirements
+from .paths import python_path
 from .plan import Folders, Plan
 from .variables import decoded, to_arguments, variables, write_config
 
@@ -87,7 +88,7 @@ def _become_script(
     line = [*to_arguments(plan.hyperparameters), *plan.arguments]
     found = variables(plan, folders, place.rank, given, _gpus(here, plan.workers))
     found |= environment.script_variables(seed=plan.seed, strategy=plan.strategy, checkpoints=str(folders.checkpoints))
-    found["PYTHONPATH"] = os.pathsep.join(p for p in (str(folders.code), overlay, here.get("PYTHONPATH")) if p)
+    found["PYTHONPATH"] = python_path(str(folders.code), overlay)
     mine = {name: here[name] for name in plan.variables if name in here and name != "PYTHONPATH"}
     os.execve(sys.executable, [sys.executable, "-u", plan.script, *line], {**here, **found, **mine})
 
