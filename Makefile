@@ -34,6 +34,7 @@ $(STAMP): setup.py constraints.txt
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[all,test]'
+	$(BIN)/python -m phalanx.algorithms.kernels
 	touch $(STAMP)
 
 clean:

@@ -205,7 +205,7 @@ def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel]) -
         for field_name in ("source_dir", "arguments", "strategy", "metric_definitions"):
             if getattr(job, field_name):
                 raise UserError(f"{field_name} is for scripts, and the job runs the algorithm {job.algorithm}")
-        return AlgorithmWork(job.algorithm, job.hyperparameters, workers=job.workers, prepare=launcher.prepare)
+        return AlgorithmWork(job.algorithm, job.hyperparameters, workers=job.workers, inputs=inputs, prepare=launcher.prepare)
     launcher.prepare(())  # its workers are forked from the warm server, to become interpreters of their own
     return ScriptWork(
         str(job.script),

@@ -12,7 +12,7 @@ from typing import Any, Protocol, final
 
 from . import hyperparameters, registry
 from .contracts import Event, Json, Launcher, WorkerSpec
-from .data.channel import Channel
+from .data.channel import Channel, says
 from .errors import UserError, nearest
 from .parallel.strategies import STRATEGIES
 from .scripts import artifact, source
@@ -97,6 +97,7 @@ class AlgorithmWork:
         algorithm: its name.
         given: hyperparameters, typed or as text.
         workers: of the group.
+        inputs: the channels.
         prepare: is told what to preload, before the rest is looked at.
 
     Raises:
@@ -104,11 +105,19 @@ class AlgorithmWork:
     """
 
     def __init__(
-        self, algorithm: str, given: Mapping[str, Any], *, workers: int, prepare: Callable[[Sequence[str]], None]
+        self,
+        algorithm: str,
+        given: Mapping[str, Any],
+        *,
+        workers: int,
+        inputs: Mapping[str, Channel],
+        prepare: Callable[[Sequence[str]], None],
     ) -> None:
         entry = registry.entry(algorithm)
         self.label = self.slug = algorithm
         preload = ["phalanx.worker", "phalanx.data.kernels", *entry.needs, *entry.preload]
+        if any(isinstance(channel, Channel) and says(channel, "recordio") for channel in inputs.values()):
+            preload.append("phalanx.data.recordio_kernels")
         if workers > 1:
             preload += ["torch", "torch.distributed", "phalanx.parallel.torch_collective"]
         self.preload: Sequence[str] = tuple(preload)

@@ -157,6 +157,17 @@ def guess_content_type(file_name: str) -> ContentType:
     return ContentType(format)
 
 
+def says(channel: Channel, format: str) -> bool:
+    """Return whether a channel's content type, or else one of its names, says that it holds `format`."""
+    if channel.content_type is not None:
+        return parse_content_type(channel.content_type).format == format
+    return any(PurePosixPath(url.split("?")[0].lower()).match(f"*{end}*") for url in channel.urls for end in _ends_of(format))
+
+
+def _ends_of(format: str) -> list[str]:
+    return [suffix for suffix, found in _SUFFIXES.items() if found == format]
+
+
 def parse_channel(text: str) -> tuple[str, Channel]:
     """Return name and channel from `NAME=URL,content_type=…,spread=…,mode=…` (the command line's form)."""
     name, equals, rest = text.partition("=")

@@ -379,3 +379,15 @@ def fill_labels(data, descriptions, out):
             return DAMAGED, record
         _fill(data, row[LABEL_KIND], row[LABEL_BEGIN], row[LABEL_END], out[record : record + 1], none)
     return OK, 0
+
+
+def warm_up() -> None:
+    """Compile the kernels, or load them from the cache on disk, for the types that the reader passes."""
+    data = np.frombuffer(bytearray(), dtype=np.uint8)
+    none, values = np.empty(0, dtype=np.int64), np.empty(0, dtype=np.float32)
+    descriptions = np.empty((0, COLUMNS), dtype=np.int64)
+    frames(data, 0, none, none)
+    describe(data, none, none, descriptions)
+    fill_dense(data, descriptions, np.empty((0, 1), dtype=np.float32))
+    fill_sparse(data, descriptions, np.zeros(1, dtype=np.int64), none, values, 1)
+    fill_labels(data, descriptions, values)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from phalanx.data.channel import Channel, ContentType, guess_content_type, parse_channel, parse_content_type
+from phalanx.data.channel import Channel, ContentType, guess_content_type, parse_channel, parse_content_type, says
 from phalanx.errors import UserError
 
 
@@ -70,6 +70,21 @@ def test_channels_are_checked() -> None:
     for url in ("", [], ["a", ""]):
         with pytest.raises(UserError, match="needs a URL"):
             Channel(url)
+
+
+@pytest.mark.parametrize(
+    ("channel", "expected"),
+    [
+        (Channel("data/a.csv"), False),
+        (Channel("s3://bucket/part-*.pbr"), True),
+        (Channel(["data/a.csv", "data/b.RecordIO.gz"]), True),
+        (Channel("data", content_type="application/x-recordio-protobuf"), True),
+        (Channel("data/a.recordio", content_type="text/csv"), False),
+        (Channel("data"), False),
+    ],
+)
+def test_what_a_channel_says_it_holds(channel: Channel, expected: bool) -> None:
+    assert says(channel, "recordio") is expected
 
 
 def test_channels_as_json() -> None:

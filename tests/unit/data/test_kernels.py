@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from phalanx.contracts import Array
+from phalanx.contracts import Array, Csr
+from phalanx.data.formats.recordio import write_dense, write_sparse
 from phalanx.data.kernels import BAD_NUMBER, OK, line_starts, parse_csv, parse_libsvm, stride_starts, transpose
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -149,3 +153,49 @@ def test_transpose(shape: tuple[int, int]) -> None:
     transpose(by_column, 1, out)
     np.testing.assert_array_equal(out[:, 1:-1], by_column.T)
     assert (out[:, [0, -1]] == 9).all()
+
+
+_COMPILED_BY_READING = """
+import sys
+from pathlib import Path
+import numpy as np
+from numba.core.dispatcher import Dispatcher
+from phalanx import storage
+from phalanx.data import kernels, recordio_kernels
+from phalanx.data.format import Options
+from phalanx.data.formats import format_named
+from phalanx.data.source import Source
+folder = Path(sys.argv[1])
+
+def compiled():
+    found = {}
+    for module in (kernels, recordio_kernels):
+        module.warm_up()
+        found |= {name: list(d.signatures) for name, d in vars(module).items() if isinstance(d, Dispatcher)}
+    return found
+
+before = compiled()
+for name in ("a.csv", "b.libsvm", "c.recordio", "d.recordio"):
+    data_format = format_named({"csv": "csv", "libsvm": "libsvm", "recordio": "recordio"}[name[2:]])
+    source = Source(storage.list_files(str(folder / name))[0], "none", name=name)
+    options = Options(label_size=1, weight_size=0, index_base=1, columns=None)
+    index = data_format.index(source, options)
+    data_format.read(source, index, 0, index.rows, options)
+    source.close()
+print({name: (before[name], now) for name, now in compiled().items() if now != before[name]} or "nothing more")
+"""
+
+
+def test_warm_up_compiles_what_readers_call(tmp_path: Path) -> None:
+    features, label = np.arange(20, dtype=np.float32).reshape(10, 2), np.arange(10, dtype=np.float32)
+    (tmp_path / "a.csv").write_text("".join(f"{y},{a},{b}\n" for y, (a, b) in zip(label, features, strict=True)))
+    (tmp_path / "b.libsvm").write_text("".join(f"{y} 1:{a} 2:{b}\n" for y, (a, b) in zip(label, features, strict=True)))
+    with (tmp_path / "c.recordio").open("wb") as file:
+        write_dense(file, features, label)
+    with (tmp_path / "d.recordio").open("wb") as file:
+        indptr, indices = np.arange(0, 21, 2, dtype=np.int64), np.tile(np.array([0, 1]), 10)
+        write_sparse(file, Csr(indptr, indices, features.ravel(), 2), label)
+    done = subprocess.run(
+        [sys.executable, "-c", _COMPILED_BY_READING, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.stderr) == ("nothing more", "")
