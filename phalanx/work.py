@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, final
 
-from . import hyperparameters, registry
+from . import hyperparameters, registry, storage
 from .contracts import Event, Json, Launcher, WorkerSpec
 from .data.channel import Channel, says
 from .errors import UserError, nearest
@@ -201,7 +201,7 @@ class ScriptWork:
         self._strategy = _strategy(strategy)
         self._wanted = definitions(metric_definitions)
         self._scraper = Scraper((), lambda name, step, when, value: None)
-        self._inputs = inputs
+        self._inputs = {name: _anywhere(channel) for name, channel in inputs.items()}
         self._variables = list(variables)
         self._scratch = Path()
         self._code: list[str] = []
@@ -299,6 +299,12 @@ def _hyperparameters(given: Mapping[str, Any]) -> dict[str, Json]:
         if len(text) > MAX_VALUE or "\0" in text:
             raise UserError(f"the hyperparameter {name} is not allowed: it is longer than {MAX_VALUE} characters")
     return dict(given)
+
+
+def _anywhere(channel: Channel) -> Channel:
+    """Return a channel whose paths hold from any working directory."""
+    urls = [str(storage.local_path(url).absolute()) if storage.is_local(url) else url for url in channel.urls]
+    return replace(channel, url=urls)
 
 
 def _strategy(name: str | None) -> str | None:

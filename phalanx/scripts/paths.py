@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import environment
 
-_STANDINS = ("sagemaker_containers", "sagemaker_xgboost_container")
+_STANDINS = ("sagemaker_containers", "sagemaker_inference", "sagemaker_training", "sagemaker_xgboost_container")
 
 
 def python_path(*first: str | None) -> str:

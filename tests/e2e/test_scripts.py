@@ -137,7 +137,8 @@ def test_an_unmodified_xgboost_script_answers_with_its_own_functions(tmp_path: P
     assert all(0 < answer < 1 for answer in answers)
 
 
-def test_what_a_script_finds(tmp_path: Path, data: Path) -> None:
+def test_what_a_script_finds(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # relative paths are the caller's
     source = tmp_path / "source"
     script(source / "parts", "NUMBER = 42\n", "__init__.py")
     script(source, "x = 1\n", "json.py")  # beside the script it wins over the standard library's: but not before it runs
@@ -171,7 +172,7 @@ def test_what_a_script_finds(tmp_path: Path, data: Path) -> None:
         path,
         tmp_path,
         workers=2,
-        inputs={"all": str(data), "part": phalanx.Channel(url=str(data), spread="shard")},
+        inputs={"all": "data", "part": phalanx.Channel(url=str(data), spread="shard")},
         hyperparameters={"flag": True, "layers": [1, 2], "n": "1.10", "opts": {"b": "x", "a": 1}},
         arguments=["--lr", "0.1", "it's"],
         environment={"MINE": "yes", "SM_LOG_LEVEL": "10"},

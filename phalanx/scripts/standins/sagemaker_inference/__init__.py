@@ -1,0 +1,1 @@
+"""Stands in for the toolkit of SageMaker's containers, as far as scripts use it."""
