@@ -149,6 +149,19 @@ class Shard(Stateful, Protocol):
         """Ranks that share its rows; 1: every rank reads all of them."""
         ...
 
+    @property
+    def streaming(self) -> bool:
+        """Whether its rows must not all be held in memory."""
+        ...
+
+    def where(self, position: int, *, epoch: int = 0, shuffle: bool = False) -> str:
+        """Return how a person finds a row: "train.csv line 17".
+
+        `position` counts in the order of `batches(…, epoch=epoch, shuffle=shuffle)`, as `Batch.first_row` does; unless that is
+        shuffled it is the row's global number.
+        """
+        ...
+
     def batches(self, rows: int, *, epoch: int = 0, shuffle: bool = False) -> Iterator[Batch]:
         """Yield this rank's part of every global batch of `rows` rows; the order is a function of (seed, epoch) alone.
 

@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, final, runtime_checkable
+from typing import final
 
 import numpy as np
 
 from ..contracts import Array, Batch, Collective, Csr, Features, Records, Shard
 from ..errors import UserError
 from ..parallel.collective import together
-
-
-@runtime_checkable
-class Locating(Protocol):
-    """A shard that can say where a person finds a row."""
-
-    def where(self, row: int) -> str:
-        """Return file and line of the global row `row`."""
-        ...
 
 
 @final
@@ -45,8 +36,6 @@ class NumericBatches:
     def epoch(self, rows: int, epoch: int, *, shuffle: bool = False) -> Iterator[tuple[Batch, Array | Csr, Array]]:
         """Collective. Yield this rank's part of every global batch, its features, and the largest magnitudes over all ranks.
 
-        In a shuffled order numbers that are not finite are let through, for there they cannot be located.
-
         Raises:
             UserError: on every rank, when a rank meets rows that cannot be read or numbers that are not finite.
         """
@@ -60,7 +49,9 @@ class NumericBatches:
                 batches = batches or self._shard.batches(rows, epoch=epoch, shuffle=shuffle)
                 batch = next(batches, None)
                 if batch is not None:
-                    largest[:-1] = self._checked(batch, columns, locatable=not shuffle)
+                    largest[:-1] = self._checked(
+                        batch, columns, lambda row: self._shard.where(row, epoch=epoch, shuffle=shuffle)
+                    )
             except Exception as problem:
                 error = problem
                 largest[-1] = 1
@@ -71,7 +62,7 @@ class NumericBatches:
                 return
             yield batch, numbers(batch.features, f"channel '{self._name}'"), largest[:-1]
 
-    def _checked(self, batch: Batch, columns: int, *, locatable: bool) -> Array:
+    def _checked(self, batch: Batch, columns: int, where: Callable[[int], str]) -> Array:
         features = numbers(batch.features, f"channel '{self._name}'")
         width = width_of(features)
         if batch.weight is not None and not self._weights:
@@ -79,10 +70,9 @@ class NumericBatches:
         if width != columns:
             raise UserError(f"channel '{self._name}' has {width} columns where {columns} are expected")
         largest = self._largest(features)
-        if locatable and not np.isfinite(largest).all():
+        if not np.isfinite(largest).all():
             row, column, value = first_not_finite(features)
-            number = batch.first_row + row
-            place = self._shard.where(number) if isinstance(self._shard, Locating) else f"row {number + 1}"
+            place = where(batch.first_row + row)
             raise UserError(
                 f"channel '{self._name}', {place}: feature {column + 1} is {value}; only finite numbers can be trained on"
             )

@@ -13,7 +13,6 @@ import xgboost as xgb
 
 from ..contracts import Array, Batch, Csr, Records, Shard
 from ..errors import UserError
-from .reading import Locating
 from .xgboost_hyperparameters import XGBoostHyperparameters
 
 _STREAM_VALUES = 16_000_000  # of a streamed batch, about: 64 MB
@@ -53,7 +52,7 @@ class Intake:
     @property
     def streaming(self) -> bool:
         """Whether the channel must not be held in memory."""
-        return bool(getattr(self.shard, "streaming", False))  # not every shard knows of streaming
+        return self.shard.streaming
 
     @property
     def width(self) -> int:
@@ -150,8 +149,7 @@ class Intake:
         if not bad.any():
             return
         first = int(np.argmax(bad))
-        row = batch.first_row + first
-        place = self.shard.where(row) if isinstance(self.shard, Locating) else f"row {row + 1}"
+        place = self.shard.where(batch.first_row + first)
         raise UserError(f"channel '{self.name}', {place}: {values[first]:g} is not allowed: {sentence}")
 
 

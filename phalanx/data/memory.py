@@ -17,8 +17,6 @@ from .position import Position
 class MemoryShard:
     """`contracts.Shard` over arrays; see `array_shard`."""
 
-    streaming = False
-
     def __init__(
         self,
         features: Features,
@@ -50,17 +48,23 @@ class MemoryShard:
         return self._size
 
     @property
+    def streaming(self) -> bool:
+        """False: its rows are in memory already."""
+        return False
+
+    @property
     def columns(self) -> int | None:
         """Columns of the whole channel; None for records."""
         return columns_of(self._features)
 
-    def where(self, row: int) -> str:
-        """Return how a person finds row `row`."""
-        return f"row {row + 1}"
+    def where(self, position: int, *, epoch: int = 0, shuffle: bool = False) -> str:
+        """See `contracts.Shard.where`."""
+        order = self._order(epoch) if shuffle else None
+        return f"row {(position if order is None else int(order[position])) + 1}"
 
     def batches(self, rows: int, *, epoch: int = 0, shuffle: bool = False) -> Iterator[Batch]:
         """See `contracts.Shard.batches`; a shuffled order is a full permutation."""
-        order = shuffled(self.rows, seed=self._seed, epoch=epoch, page=1) if shuffle and self._group is None else None
+        order = self._order(epoch) if shuffle else None
         done = self._position.begin(epoch)
         for part in parts(self.rows, rows, rank=self._rank, size=self._size, starts=self._starts):
             if part.batch_stop <= done:
@@ -74,6 +78,10 @@ class MemoryShard:
                 None if self._weight is None else self._weight[where],
                 None if self._group is None else self._group[where],
             )
+
+    def _order(self, epoch: int) -> Array | None:
+        """Return the shuffled order of an epoch; None where query groups forbid it."""
+        return shuffled(self.rows, seed=self._seed, epoch=epoch, page=1) if self._group is None else None
 
     def state_dict(self) -> State:
         """Return the epoch, and its rows that were handed out over all ranks."""

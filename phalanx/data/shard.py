@@ -91,7 +91,7 @@ class FileShard:
         self, name: str, channel: Channel, *, rank: int, size: int, seed: int, scratch: Path, index_base: int, threads: int
     ) -> None:
         self.name = name
-        self.streaming = channel.mode == "stream"
+        self._streaming = channel.mode == "stream"
         replicated = channel.spread == "replicate" or (channel.spread is None and name != "train")
         self._world = (rank, size)
         self._rank, self._size = (0, 1) if replicated else (rank, size)
@@ -101,7 +101,7 @@ class FileShard:
         self._options = _options(content, index_base, threads)
         self._says_label_size = content.format in ("csv", "parquet")
         self._format: Format = format_named(content.format)
-        local = files if self.streaming else storage.fetched(files, scratch / name)
+        local = files if self._streaming else storage.fetched(files, scratch / name)
         # errors name the file as the user gave it
         self._sources = [
             Source(here, channel.compression, name=given.name, scratch=scratch)
@@ -125,6 +125,11 @@ class FileShard:
     def parts(self) -> int:
         """Ranks that share its rows."""
         return self._size
+
+    @property
+    def streaming(self) -> bool:
+        """Whether its rows must not all be held in memory: mode=stream."""
+        return self._streaming
 
     @property
     def columns(self) -> int | None:
@@ -175,8 +180,9 @@ class FileShard:
         self._columns = self._agreed_columns(columns)
         self._options = replace(self._options, columns=self._columns)
 
-    def where(self, row: int) -> str:
-        """Return how a person finds a row of the channel: "train.csv line 17"."""
+    def where(self, position: int, *, epoch: int = 0, shuffle: bool = False) -> str:
+        """See `contracts.Shard.where`."""
+        row = int(self._order(epoch)[position]) if shuffle else position
         number = int(np.searchsorted(self._first, row, side="right")) - 1
         return self._format.where(self._source(number), self._indexes[number], row - int(self._first[number]))
 
@@ -271,11 +277,18 @@ class FileShard:
     def _shuffled(self, due: Iterator[Part], epoch: int) -> Iterator[tuple[Part, Table]]:
         if self._starts is not None:
             raise UserError(f"channel '{self.name}' has query groups: its rows cannot be shuffled")
-        page = min(_PAGE, max(1, int(_PAGE_BYTES / self._row_bytes())))
-        order = shuffled(self.rows, seed=self._seed, epoch=epoch, page=page)
-        pages = Pages(self._read_rows, self.rows, page)
+        order = self._order(epoch)
+        pages = Pages(self._read_rows, self.rows, self._page())
         for part in due:
             yield part, pages.take(order[part.start : part.stop]) if part.stop > part.start else self._no_rows()
+
+    def _page(self) -> int:
+        """Return the rows that a shuffled order keeps together."""
+        return min(_PAGE, max(1, int(_PAGE_BYTES / self._row_bytes())))
+
+    def _order(self, epoch: int) -> Array:
+        """Return the shuffled order of an epoch: position -> global row number."""
+        return shuffled(self.rows, seed=self._seed, epoch=epoch, page=self._page())
 
     def _read_rows(self, start: int, stop: int) -> Table:
         if start == stop:

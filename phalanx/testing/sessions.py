@@ -152,6 +152,13 @@ class BrokenShard:
     def columns(self) -> int | None:
         return self._shard.columns
 
+    @property
+    def streaming(self) -> bool:
+        return self._shard.streaming
+
+    def where(self, position: int, *, epoch: int = 0, shuffle: bool = False) -> str:
+        return self._shard.where(position, epoch=epoch, shuffle=shuffle)
+
     def batches(self, rows: int, *, epoch: int = 0, shuffle: bool = False) -> Iterator[Batch]:
         """Yield all batches but the last, then raise."""
         ahead: Batch | None = None

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from phalanx.algorithms.kernels.nearest import Assigner
 from phalanx.algorithms.kmeans import KMeans, KMeansHyperparameters
+from phalanx.algorithms.reading import NumericBatches
 from phalanx.contracts import Array, Collective, Csr, Records
 from phalanx.errors import AlgorithmError, UserError
 from phalanx.hyperparameters import parse
+from phalanx.parallel.collective import Solo
 from phalanx.parallel.threads import run_threads
 from phalanx.testing.algorithm_checks import model_files, to_csr
 from phalanx.testing.sessions import Circumstances, MemorySession, Rows, Trained, attempt_in_threads, train_in_threads
@@ -234,6 +237,16 @@ def test_numbers_that_are_not_finite_are_named_on_every_rank(tmp_path: Path, val
     for rank in ended:
         assert isinstance(rank.error, UserError)
         assert f"channel 'train', row 251: feature 3 is {value}; only finite numbers can be trained on" in str(rank.error)
+
+
+def test_a_bad_number_met_in_a_shuffled_order_is_named_where_it_lies() -> None:
+    rows = np.ones((300, 4), dtype=np.float32)
+    rows[250, 2] = np.nan
+    shard = Rows(rows).shard(seed=5)
+    with Assigner(1) as assigner:
+        batches = NumericBatches(Solo(), "train", shard, assigner.largest).epoch(100, 1, shuffle=True)
+        with pytest.raises(UserError, match="row 251: feature 3 is nan"):
+            list(batches)
 
 
 def test_bad_rows_of_another_channel_are_named_on_every_rank(tmp_path: Path) -> None:

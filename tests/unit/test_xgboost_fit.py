@@ -56,8 +56,8 @@ class Streamed:
         self._inner = inner
         self._bad_row = bad_row
 
-    def where(self, row: int) -> str:
-        return f"data.csv line {row + 1}"
+    def where(self, position: int, *, epoch: int = 0, shuffle: bool = False) -> str:
+        return f"data.csv line {position + 1}"
 
     def batches(self, rows: int, *, epoch: int = 0, shuffle: bool = False) -> Iterator[Batch]:
         for batch in self._inner.batches(min(rows, 100)):

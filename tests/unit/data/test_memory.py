@@ -39,6 +39,11 @@ def test_kinds_of_rows() -> None:
     assert texts.columns is None
     assert [batch.features for batch in texts.batches(2)] == [Records(["a", "b"]), Records(["c"])]
     assert texts.where(1) == "row 2"
+    (batch,) = texts.batches(3, epoch=1, shuffle=True)
+    assert isinstance(batch.features, Records)
+    assert [texts.where(i, epoch=1, shuffle=True) for i in range(3)] == [
+        f"row {'abc'.index(x) + 1}" for x in batch.features.items
+    ]
 
 
 def test_groups_are_never_split() -> None:

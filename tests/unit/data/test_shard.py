@@ -76,6 +76,23 @@ def test_csv_written_in_other_ways(opened: Opener, tmp_path: Path) -> None:
     assert [shard.where(row) for row in range(3)] == [f"{path} line {line}" for line in (1, 3, 5)]
 
 
+def test_rows_of_a_shuffled_order_are_found_where_they_are(opened: Opener, tmp_path: Path) -> None:
+    for number in range(3):
+        lines = [f"{number},{line}\n" for line in range(1, 1001)]
+        (tmp_path / f"{number}.csv").write_text("".join(lines))
+    shard = opened(tmp_path)
+    for epoch in (0, 1):
+        moved = 0
+        for batch in shard.batches(700, epoch=epoch, shuffle=True):
+            assert batch.label is not None
+            assert isinstance(batch.features, np.ndarray)
+            for row in (0, len(batch) // 2, len(batch) - 1):
+                place = f"{tmp_path / str(int(batch.label[row]))}.csv line {int(batch.features[row, 0])}"
+                assert shard.where(batch.first_row + row, epoch=epoch, shuffle=True) == place
+                moved += shard.where(batch.first_row + row) != place
+        assert moved > 5
+
+
 def test_csv_weights(opened: Opener, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("1,0.5,7\n0,2,8\n")
     shard = opened(tmp_path / "a.csv", content_type="text/csv;weight_size=1")
