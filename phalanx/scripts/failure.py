@@ -30,7 +30,7 @@ _LOST = (  # what a rank says that lost a peer, not its own mistake
     "NCCL communicator was aborted",
     "Application timeout caused pair closure",
 )
-_LOST_FROM = ("DistBackendError", "DistNetworkError", "DistStoreError", "RuntimeError", "ConnectionError")
+_LOST_FROM = ("DistBackendError", "DistNetworkError", "DistStoreError", "RuntimeError")
 
 
 def last_traceback(log: str) -> str | None:

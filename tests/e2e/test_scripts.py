@@ -71,6 +71,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_an_unmodified_torch_script_trains_on_two_workers_and_answers(tmp_path: Path, data: Path) -> None:
     result = run(
         str(SCRIPTS / "ddp_sagemaker.py"),
@@ -114,6 +115,7 @@ def test_an_unmodified_scikit_learn_script(tmp_path: Path, data: Path) -> None:
         np.testing.assert_array_equal(model.predict(rows[:, 1:])["prediction"], rows[:, 0])
 
 
+@pytest.mark.slow
 def test_an_unmodified_xgboost_script_answers_with_its_own_functions(tmp_path: Path, data: Path) -> None:
     if importlib.util.find_spec("xgboost") is None:  # loading it here would leave variables behind
         pytest.skip("xgboost is not installed")
@@ -256,6 +258,7 @@ def test_a_syntax_error_is_told_before_anything_starts(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_one_rank_that_raises_is_the_cause_not_those_that_lose_it(tmp_path: Path) -> None:
     path = script(
         tmp_path / "source",
