@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .job import TrainingJob as TrainingJob
     from .model import Model as Model
     from .model import load as load
+    from .spot import Spot as Spot
     from .trainer.history import EarlyStopping as EarlyStopping
     from .trainer.history import History as History
     from .trainer.script import session as session
@@ -35,6 +36,7 @@ _HOMES = {
     "TrainingJob": "job",
     "Model": "model",
     "load": "model",
+    "Spot": "spot",
     "EarlyStopping": "trainer.history",
     "History": "trainer.history",
     "Trainer": "trainer.trainer",

@@ -10,6 +10,7 @@ import json
 import re
 import sys
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from .errors import EXIT_ALGORITHM, EXIT_SIGINT, EXIT_USER, PhalanxError, UserEr
 if TYPE_CHECKING:
     from .data.channel import Channel
     from .job import TrainingJob
+    from .spot import Spot
 
 app = typer.Typer(
     name="phalanx",
@@ -55,6 +57,13 @@ SetOption = Annotated[list[str] | None, typer.Option("--set", help="A hyperparam
 ThreadsOption = Annotated[int | None, typer.Option("--threads-per-worker", help="Default: cores // workers.")]
 MaxRuntimeOption = Annotated[str | None, typer.Option("--max-runtime", help="Stop the job after so long: 90s, 30m, 1h, 2d.")]
 EnvOption = Annotated[list[str] | None, typer.Option("--env", help="A variable for the workers, KEY=VALUE; may be repeated.")]
+CheckpointsOption = Annotated[str | None, typer.Option(help="Where checkpoints go. Default: OUTPUT/NAME/checkpoints.")]
+EveryOption = Annotated[str, typer.Option(help="When to save: 100 (steps), 60s, 5m, auto, or never.")]
+KeepOption = Annotated[int, typer.Option(help="Newest checkpoints that stay.")]
+SpotOption = Annotated[bool, typer.Option("--spot", help="The platform may take workers: interruptions are no failures.")]
+InterruptionsOption = Annotated[int, typer.Option(help="With --spot: interruptions after which the job goes on.")]
+WaitOption = Annotated[str | None, typer.Option(help="With --spot: stop after so long, waiting included: 2h.")]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the job --name.")]
 
 
 def main() -> None:
@@ -95,6 +104,13 @@ def train(
     max_restarts: Annotated[int, typer.Option(help="How often a failed worker group is started again.")] = 0,
     max_runtime: MaxRuntimeOption = None,
     env: EnvOption = None,
+    checkpoints: CheckpointsOption = None,
+    checkpoint_every: EveryOption = "auto",
+    keep: KeepOption = 3,
+    spot: SpotOption = False,
+    max_interruptions: InterruptionsOption = 10,
+    max_wait: WaitOption = None,
+    resume: ResumeOption = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -115,6 +131,11 @@ def train(
         max_restarts=max_restarts,
         max_runtime_s=None if max_runtime is None else _duration("--max-runtime", max_runtime),
         environment=_pairs("--env", env),
+        checkpoints=checkpoints,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        spot=_spot(spot, max_interruptions, max_wait),
+        resume=resume,
     )
     _run(job, as_json)
 
@@ -147,6 +168,13 @@ def run(
     max_restarts: Annotated[int, typer.Option(help="How often a failed worker group is started again.")] = 0,
     max_runtime: MaxRuntimeOption = None,
     env: EnvOption = None,
+    checkpoints: CheckpointsOption = None,
+    checkpoint_every: EveryOption = "auto",
+    keep: KeepOption = 3,
+    spot: SpotOption = False,
+    max_interruptions: InterruptionsOption = 10,
+    max_wait: WaitOption = None,
+    resume: ResumeOption = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -165,7 +193,9 @@ def run(
         )
     if job.suffix.lower() != ".py":
         _refuse_options(context)
-        _run(jobfile.read(job), as_json)
+        found = jobfile.read(job)
+        found.resume = found.resume or resume
+        _run(found, as_json)
         return
     from .job import TrainingJob
 
@@ -186,6 +216,11 @@ def run(
         max_restarts=max_restarts,
         max_runtime_s=None if max_runtime is None else _duration("--max-runtime", max_runtime),
         environment=_pairs("--env", env),
+        checkpoints=checkpoints,
+        checkpoint_every=checkpoint_every,
+        keep=keep,
+        spot=_spot(spot, max_interruptions, max_wait),
+        resume=resume,
     )
     _run(script, as_json)
 
@@ -209,6 +244,50 @@ def predict(
         rows = predict_file(model, input, output, content_type=content_type, accept=accept)
     if output != "-":
         typer.echo(f"{rows} answers in {output}", err=True)
+
+
+@app.command()
+def checkpoints(
+    url: Annotated[str, typer.Argument(help="Folder or URL of checkpoints, or a job's folder.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List checkpoints: step, time, size, and whether each is whole; every file is read."""
+    from . import storage
+    from .checkpoint.store import checkpoints_at
+
+    _debug(debug)
+    found = checkpoints_at(url) or checkpoints_at(storage.join(url, "checkpoints"))
+    if as_json:
+        _print_json([asdict(info) for info in found])
+        return
+    if not found:
+        raise UserError(f"there are no checkpoints at {url}")
+    rows = []
+    for info in found:
+        when = "" if info.time is None else datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
+        rows.append([str(info.step), when, f"{info.bytes:,}", str(info.world or ""), "yes" if info.verified else info.why])
+    _table(["step", "time", "bytes", "workers", "verified"], rows)
+
+
+@app.command()
+def show(
+    job: Annotated[str, typer.Argument(help="A job's folder or URL.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show how a job goes or went: status, steps, restarts, and where its time went."""
+    from . import storage
+    from .tracking.summary import rows_of
+
+    _debug(debug)
+    status = storage.read_json(storage.join(job, "status.json"))
+    if status is None:
+        raise UserError(f"there is no job at {job}: its folder must hold status.json")
+    if as_json:
+        _print_json(status)
+        return
+    _table(["", ""], rows_of(status))
 
 
 @app.command()
@@ -279,6 +358,14 @@ def _run(job: TrainingJob, as_json: bool) -> None:
     typer.echo(f"seconds   {result.training_seconds:.2f} training, {result.billable_seconds:.2f} billable")
 
 
+def _spot(on: bool, max_interruptions: int, max_wait: str | None) -> Spot | None:
+    from .spot import Spot
+
+    if not on:
+        return None
+    return Spot(max_restarts=max_interruptions, max_wait_s=None if max_wait is None else _duration("--max-wait", max_wait))
+
+
 def _inputs(
     train: list[str] | None, validation: str | None, test: str | None, content_type: str | None, channels: list[str] | None
 ) -> dict[str, Channel | str]:
@@ -311,7 +398,7 @@ def _refuse_options(context: typer.Context) -> None:
     """A job file says all of its job: what the command line says besides would be left out of account."""
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
-        if parameter.name not in ("job", "as_json", "debug") and source is not None and source.name == "COMMANDLINE":
+        if parameter.name not in ("job", "as_json", "debug", "resume") and source is not None and source.name == "COMMANDLINE":
             raise UserError(
                 f"{parameter.opts[0]} does not go with a job file: put it into the file (`phalanx run --schema` shows its "
                 "fields), or give a script"

@@ -18,6 +18,7 @@ from .errors import UserError
 EVENTS_FD = "PHALANX_EVENTS_FD"  # where a command's session writes its events, one JSON object a line
 STRATEGY = "PHALANX_STRATEGY"  # of `phalanx run --strategy`, for the Trainer in a script
 SEED = "PHALANX_SEED"
+SAVING = "PHALANX_CHECKPOINTING"  # JSON: where, when and what a script's session saves
 CHECKPOINTS = "PHALANX_CHECKPOINTS"  # a folder that stays over a script's restarts
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
 
@@ -106,6 +107,17 @@ def describe_group(place: Placement) -> None:
     os.environ.setdefault("WORLD_SIZE", str(place.size))
     os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
     os.environ.setdefault("MASTER_ADDR", place.master_addr)
+
+
+def checkpoint_variables(given: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return what tells a script's session of the job's checkpoints."""
+    return {} if given is None else {SAVING: json.dumps(given)}
+
+
+def checkpointing(attempt_variable: str = "TORCHELASTIC_RESTART_COUNT") -> tuple[Mapping[str, Any] | None, int]:
+    """Return what the job says of its checkpoints, None without a job, and which attempt this is."""
+    given = os.environ.get(SAVING)
+    return (None if given is None else json.loads(given)), int(os.environ.get(attempt_variable) or 0)
 
 
 def wait_policy() -> str:

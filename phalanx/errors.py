@@ -60,6 +60,10 @@ class PlatformError(PhalanxError):
     exit_code = EXIT_PLATFORM
 
 
+class Interruption(PlatformError):
+    """The platform took workers away, with notice: never the user's fault, and has a budget of restarts of its own."""
+
+
 class Stopped(PhalanxError):
     """The job was asked to stop and did so in order.
 

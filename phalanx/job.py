@@ -15,18 +15,21 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, final
 
 from . import environment, registry, storage
+from .checkpoint.policy import Retention, parse_when
+from .checkpoint.store import checkpoints_at
 from .contracts import Event, Launcher, WorkerSpec
 from .data.channel import Channel
-from .errors import EXIT_SIGINT, EXIT_SIGTERM, AlgorithmError, PhalanxError, Stopped, UserError, nearest
+from .errors import EXIT_SIGINT, EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
 from .launch.local import LocalLauncher
 from .launch.supervise import Budget, Outcome, StopRequest, supervise
 from .provenance import code_and_versions
+from .spot import Spot
 from .tracking.console import Progress, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
 from .tracking.record import JobRecord
@@ -79,6 +82,12 @@ class TrainingJob:
         strategy: of `phalanx.Trainer` in the script, in place of its own.
         metric_definitions: mappings with "name" and "regex": the first group of each match in what rank 0 of the script prints
             is a value of the metric.
+        checkpoints: folder or fsspec URL of the job's checkpoints; default: `checkpoints` in the job's folder.
+        checkpoint_every: a number of steps, a time as "60s" or "5m", "auto" (from what a save costs and how often workers are
+            lost), or "never".
+        keep: newest checkpoints that stay; or a mapping with last, best (a metric), mode ("min", "max"), best_count, every.
+        spot: how the job lives with interruptions; None: they count as failures.
+        resume: go on from the newest checkpoint that verifies of the job of this name, with this number of workers.
     """
 
     algorithm: str | None = None
@@ -98,6 +107,11 @@ class TrainingJob:
     arguments: Sequence[str] = ()
     strategy: str | None = None
     metric_definitions: Sequence[Mapping[str, str]] = ()
+    checkpoints: str | None = None
+    checkpoint_every: int | str = "auto"
+    keep: int | Mapping[str, Any] = 3
+    spot: Spot | Mapping[str, Any] | None = None
+    resume: bool = False
 
     def __post_init__(self) -> None:
         self._stop = StopRequest()
@@ -141,8 +155,8 @@ class TrainingJob:
         """
         request = _validated(self)
         shown = progress_for() if progress is True else Silent() if progress is False else progress
-        storage.claim_folder(request.url)
-        record = JobRecord(request.url, name=request.name, algorithm=request.work.label)
+        earlier = _claimed(self, request)
+        record = JobRecord(request.url, name=request.name, algorithm=request.work.label, earlier=earlier)
         with tempfile.TemporaryDirectory(prefix="phalanx-job-") as scratch:
             try:
                 return _Run(self, request, record, shown, Path(scratch), self._stop).run()
@@ -161,6 +175,8 @@ class _Request:
     files: Mapping[str, list[storage.File]]
     threads: int
     launcher: Launcher
+    checkpoints: Mapping[str, Any] | None  # as `trainer.saving.Saver` takes them
+    spot: Spot | None
 
 
 def _validated(job: TrainingJob) -> _Request:
@@ -185,15 +201,75 @@ def _validated(job: TrainingJob) -> _Request:
     work.check_inputs(inputs)
     files = {n: [file for url in channel.urls for file in storage.list_files(url)] for n, channel in inputs.items()}
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+    url = storage.join(job.output, name)
     return _Request(
         name=name,
-        url=storage.join(job.output, name),
+        url=url,
         work=work,
         inputs=inputs,
         files=files,
         threads=job.threads_per_worker or max(1, cores // job.workers),
         launcher=launcher,
+        checkpoints=_checkpoints(job, name, url),
+        spot=_spot(job.spot),
     )
+
+
+def _checkpoints(job: TrainingJob, name: str, url: str) -> dict[str, Any] | None:
+    if job.resume and job.name is None:
+        raise UserError("resume goes on with a job of a name: give the name of the job that was interrupted")
+    keep = {"last": job.keep} if isinstance(job.keep, int) else job.keep
+    known = {f.name for f in fields(Retention)}
+    if not isinstance(keep, Mapping) or isinstance(job.keep, bool):
+        raise UserError(
+            f"keep={job.keep!r} is not allowed: a number of checkpoints, or a mapping with {', '.join(sorted(known))}"
+        )
+    for key in keep:
+        if key not in known:
+            raise UserError(f"keep has no field '{key}'; {nearest(str(key), known)}")
+    Retention(**keep)
+    if str(job.checkpoint_every) == "never":
+        if job.resume:
+            raise UserError("resume needs checkpoints, and checkpoint_every is never")
+        return None
+    parse_when(job.checkpoint_every)
+    place = job.checkpoints or storage.join(url, "checkpoints")
+    if storage.is_local(place):
+        place = str(storage.local_path(place).absolute())  # a script runs in another folder
+    return {"url": place, "job": name, "every": str(job.checkpoint_every), "keep": dict(keep)}
+
+
+def _spot(given: Spot | Mapping[str, Any] | None) -> Spot | None:
+    if given is None or isinstance(given, Spot):
+        return given
+    known = {f.name for f in fields(Spot)}
+    if not isinstance(given, Mapping):
+        raise UserError(f"spot must be a phalanx.Spot or a mapping with {', '.join(sorted(known))}, not {given!r}")
+    for key in given:
+        if key not in known:
+            raise UserError(f"spot has no field '{key}'; {nearest(str(key), known)}")
+    return Spot(**given)
+
+
+def _claimed(job: TrainingJob, request: _Request) -> Mapping[str, Any] | None:
+    """Make the job's folder, or take over that of the job to go on with; return the status it had.
+
+    Raises:
+        UserError: the folder or checkpoints of this name are there and resume was not asked for, or the job has completed.
+    """
+    earlier = storage.read_json(storage.join(request.url, "status.json")) if job.resume else None
+    if earlier is None:
+        storage.claim_folder(request.url)
+    elif earlier.get("status") == "Completed":
+        raise UserError(f"the job '{request.name}' has completed: there is nothing to resume; its artifact is in {request.url}")
+    if not job.resume and request.checkpoints is not None and job.checkpoints is not None:
+        found = [info for info in checkpoints_at(request.checkpoints["url"], content=False) if info.job == request.name]
+        if found:
+            raise UserError(
+                f"there are checkpoints of a job '{request.name}' at {storage.redact(job.checkpoints)} (newest: step "
+                f"{found[0].step}): go on from them with resume, or give another name or place"
+            )
+    return earlier
 
 
 def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel]) -> Work:
@@ -262,29 +338,33 @@ class _Run:
 
     def _supervise(self) -> Outcome:
         request, job = self._request, self._job
+        spot = request.spot
+        limits = [s for s in (job.max_runtime_s, None if spot is None else spot.max_wait_s) if s is not None]
         spec = WorkerSpec(
             workers=job.workers,
             log_folder=self._record.logs,
             attempt=0,
-            environment=dict(job.environment),
+            environment={**dict(job.environment), **environment.checkpoint_variables(request.checkpoints)},
             threads=request.threads,
         )
-        given = {
+        given: dict[str, Any] = {
             "name": request.name,
             "inputs": {name: channel.to_json() for name, channel in request.inputs.items()},
             "seed": job.seed,
+            "checkpoints": request.checkpoints,
         }
         output = storage.local_path(job.output) if storage.is_local(job.output) else None
         spec = request.work.begin(spec, given, self._scratch, output, self._record.printed)
         return supervise(
             request.work.launcher(request.launcher),
             spec,
-            budget=Budget(max_restarts=job.max_restarts),
+            budget=Budget(job.max_restarts, None if spot is None else spot.max_restarts),
             stop=self._stop,
-            max_runtime_s=job.max_runtime_s,
-            grace_s=GRACE_SECONDS,
+            max_runtime_s=min(limits) if limits else None,
+            grace_s=GRACE_SECONDS if spot is None else spot.grace_s,
             on_event=self._on_event,
             on_group=self._record.group,
+            on_retry=self._on_retry,
         )
 
     def _on_event(self, event: Event) -> None:
@@ -296,6 +376,18 @@ class _Run:
         elif body["kind"] == "step":
             self._record.step(body["step"], body["time"], body["metrics"])
             self._progress.step(body["step"], body["metrics"], body["rows"], body["of"])
+        elif body["kind"] == "saved":
+            self._record.saved(body)
+        elif body["kind"] == "restored":
+            self._record.restored(body["step"], body["passed_over"])
+            self._progress.status("Training", f"goes on from step {body['step']}")
+
+    def _on_retry(self, error: PhalanxError) -> None:
+        self._record.interrupted(error)
+        what = "interrupted" if isinstance(error, Interruption) else "failed"
+        self._progress.status(
+            "Interrupted" if what == "interrupted" else "Restarting", f"{what}: {storage.redact(error.message)}"
+        )
 
     def _on_line(self, rank: int, line: str) -> None:
         self._request.work.on_line(rank, line)
@@ -364,6 +456,11 @@ class _Run:
             "max_restarts": job.max_restarts,
             "max_runtime_s": job.max_runtime_s,
             "environment": environment.masked(job.environment),
+            "checkpoints": None if request.checkpoints is None else storage.redact(request.checkpoints["url"]),
+            "checkpoint_every": str(job.checkpoint_every),
+            "keep": None if request.checkpoints is None else request.checkpoints["keep"],
+            "spot": None if request.spot is None else asdict(request.spot),
+            "resume": job.resume,
             "provenance": {
                 **code_and_versions(),
                 "data": {

@@ -11,6 +11,7 @@ import errno
 import gzip
 import hashlib
 import io
+import json
 import os
 import re
 import secrets
@@ -355,6 +356,20 @@ def read_bytes(url: str, limit: int = 1 << 30) -> bytes:
     if len(data) > limit:
         raise UserError(f"{redact(url)} is larger than {limit} bytes")
     return data
+
+
+def read_json(url: str) -> Any:
+    """Return the JSON value in a file; None where there is no such file, or it holds none."""
+    try:
+        return json.loads(read_bytes(url))
+    except (UserError, ValueError):
+        return None
+
+
+def fetch_file(url: str, path: Path) -> None:
+    """Copy a file to a local path; nothing where there is none."""
+    with contextlib.suppress(UserError):
+        path.write_bytes(read_bytes(url))
 
 
 @contextmanager

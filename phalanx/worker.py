@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import sys
@@ -24,6 +25,7 @@ from .data.channel import Channel
 from .data.shard import open_shard
 from .errors import Stopped, UserError, from_record, to_record
 from .parallel.collective import Solo, together
+from .trainer.saving import Saver
 from .trainer.session import WorkerSession
 
 MODEL_CARD = "phalanx.json"
@@ -40,15 +42,15 @@ class Request:
     inputs: Mapping[str, Channel]
     seed: int
     scratch: Path
+    checkpoints: Mapping[str, Json] | None  # see `trainer.saving.Saver`; None: none are taken
 
     @classmethod
     def of(cls, payload: Json, attempt: int) -> Request:
         """Read a payload; every attempt has a scratch folder of its own."""
         job = payload["job"]
         inputs = {name: Channel(**channel) for name, channel in job["inputs"].items()}
-        return cls(
-            job["algorithm"], job["hyperparameters"], inputs, job["seed"], Path(payload["scratch"]) / f"attempt-{attempt}"
-        )
+        scratch = Path(payload["scratch"]) / f"attempt-{attempt}"
+        return cls(job["algorithm"], job["hyperparameters"], inputs, job["seed"], scratch, job.get("checkpoints"))
 
 
 @final
@@ -128,6 +130,7 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
     output_data = request.scratch / "output"
     output_data.mkdir(parents=True, exist_ok=True)
     context.send({"kind": "phase", "phase": "Training"})
+    saver = open_saver(request.checkpoints, world, context)
     session = WorkerSession(
         world=world,
         channels=channels,
@@ -137,15 +140,23 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
         output_data=output_data,
         send=context.send,
         stop_requested=lambda: stop.requested,
+        saver=saver,
     )
-    with stop.deferred():
+    with stop.deferred(), contextlib.closing(saver) if saver else contextlib.nullcontext():
         try:
             algorithm.fit(session)
+            if saver is not None:
+                saver.finish()
         except Stopped:
             if getattr(settings, "save_model_on_termination", False):
                 save(request, algorithm, settings, world.rank)
             raise
         together(world, "saving the model", lambda: save(request, algorithm, settings, world.rank))
+
+
+def open_saver(given: Mapping[str, Json] | None, world: Collective, context: WorkerContext) -> Saver | None:
+    """Collective. Return what takes the job's checkpoints, None where there are to be none."""
+    return None if given is None else Saver(given, world=world, attempt=context.attempt, send=context.send)
 
 
 def open_channels(request: Request, world: Collective, context: WorkerContext, columns: int | str | None) -> dict[str, Shard]:

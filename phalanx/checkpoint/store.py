@@ -189,6 +189,16 @@ class CheckpointStore:
             prune(self._place, self._job_id, self._keep)
 
 
+def checkpoints_at(url: str, *, content: bool = True) -> Sequence[CheckpointInfo]:
+    """Return the checkpoints at a place, of whatever job, newest first; none where there is no such place.
+
+    Args:
+        url: a local folder or any URL that `phalanx.storage` knows.
+        content: read and hash every file; else names and sizes are checked.
+    """
+    return reading.list_checkpoints(StoragePlace(url), content=content)
+
+
 def _finite(value: float) -> float | None:
     number = float(value)
     return number if math.isfinite(number) else None

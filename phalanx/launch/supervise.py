@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import final
 
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
-from ..errors import EXIT_SIGTERM, AlgorithmError, PhalanxError, PlatformError, Stopped, UserError, from_record
+from ..errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, PlatformError, Stopped, UserError, from_record
 from .starting import Starting
 
 _POLL_SECONDS = 0.1
@@ -23,9 +23,10 @@ _SHOWN = 500  # characters
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much failing is allowed."""
+    """How often a group is started again: after failures, and after interruptions by the platform."""
 
     max_restarts: int = 0
+    max_interruptions: int | None = None  # None: they count as failures
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Outcome:
 
     error: PhalanxError | None
     secondary_status: str  # Completed, Failed, Stopped, MaxRuntimeExceeded
-    restarts: int
+    restarts: int  # of both kinds
+    interruptions: int = 0
 
 
 @final
@@ -90,8 +92,17 @@ class StopRequest:
         return self.requested()
 
 
-def decide(error: PhalanxError, restarts: int, budget: Budget) -> Retry | GiveUp:
-    """Return what to do after a failed attempt: only what another attempt may mend is tried again."""
+def decide(error: PhalanxError, restarts: int, budget: Budget, interruptions: int = 0) -> Retry | GiveUp:
+    """Return what to do after a failed attempt: only what another attempt may mend is tried again.
+
+    Args:
+        error: why it failed.
+        restarts: made already, after failures.
+        budget: what is allowed.
+        interruptions: that the group was started again after.
+    """
+    if isinstance(error, Interruption) and budget.max_interruptions is not None:
+        return Retry(0.0) if interruptions < budget.max_interruptions else GiveUp()
     if isinstance(error, (UserError, Stopped)) or restarts >= budget.max_restarts:
         return GiveUp()
     delay_s = _FIRST_DELAY_S * 2.0 ** min(restarts - 1, 30) if restarts else 0.0
@@ -119,7 +130,7 @@ def root_cause(events: Sequence[Event], exits: Sequence[Exit], log_tail: Callabl
         return _crash(crashes[0], log_tail(crashes[0].rank))
     for found in declared:
         if isinstance(found.error, Stopped):  # nobody here asked for it; the others lose contact with a rank that stops
-            error = PlatformError(f"worker {found.rank} was interrupted from outside: {found.error}")
+            error = Interruption(f"worker {found.rank} was interrupted from outside: {found.error}")
             error.details = found.error.details
             return error
     return declared[0].error if declared else None
@@ -135,6 +146,7 @@ def supervise(
     grace_s: float,
     on_event: Callable[[Event], None],
     on_group: Callable[[Sequence[Member], int], None],
+    on_retry: Callable[[PhalanxError], None] = lambda error: None,
 ) -> Outcome:
     """Run a group to its end, restarting it within the budget.
 
@@ -147,25 +159,29 @@ def supervise(
         grace_s: how long workers may take to stop before they are killed.
         on_event: told of every event but failures.
         on_group: told of every new group and its attempt.
+        on_retry: told why a group is to be started again.
     """
     limit = _Limit(stop, None if max_runtime_s is None else time.monotonic() + max_runtime_s)
-    restarts = 0
+    failures = interruptions = 0
     stopped = limit.reached()
     while stopped is None:
+        restarts = failures + interruptions
         attempt = _Attempt(replace(spec, attempt=restarts), limit, grace_s, on_event)
         error = attempt.run(launcher, on_group)
         stopped = attempt.stopped
         if stopped is not None:
             break
         if error is None:
-            return Outcome(None, "Completed", restarts)
-        decision = decide(error, restarts, budget)
+            return Outcome(None, "Completed", restarts, interruptions)
+        decision = decide(error, failures, budget, interruptions)
         if isinstance(decision, GiveUp):
-            return Outcome(error, "Failed", restarts)
+            return Outcome(error, "Failed", restarts, interruptions)
+        on_retry(error)
         stopped = limit.pause(decision.delay_s)
         if stopped is None:
-            restarts += 1
-    return Outcome(stopped, limit.secondary, restarts)
+            is_interruption = isinstance(error, Interruption) and budget.max_interruptions is not None
+            failures, interruptions = failures + (not is_interruption), interruptions + is_interruption
+    return Outcome(stopped, limit.secondary, failures + interruptions, interruptions)
 
 
 @final
@@ -312,7 +328,8 @@ def _declared(event: Event) -> _Declared:
 def _crash(seen: Exit, tail: str) -> PhalanxError:
     if seen.code < 0:
         hint = "; perhaps the machine ran out of memory" if -seen.code == signal.SIGKILL else ""
-        error: PhalanxError = PlatformError(f"worker {seen.rank} was killed by {_signal_name(-seen.code)}{hint}")
+        kind = Interruption if seen.code == -signal.SIGTERM else PlatformError
+        error: PhalanxError = kind(f"worker {seen.rank} was killed by {_signal_name(-seen.code)}{hint}")
     else:
         last = tail.strip().splitlines()[-1][:_SHOWN] if tail.strip() else "its log is empty"
         error = AlgorithmError(f"worker {seen.rank} ended with exit code {seen.code}: {last}")

@@ -6,6 +6,7 @@ scratch folder and are copied out at intervals and at the end.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
@@ -18,7 +19,8 @@ from typing import Any, TextIO, final
 
 from .. import storage
 from ..contracts import Json, Member
-from ..errors import PhalanxError
+from ..errors import Interruption, PhalanxError
+from .goodput import Goodput
 
 SYNC_SECONDS = 10.0
 ENDED = ("Completed", "Failed", "Stopped")
@@ -32,17 +34,21 @@ class JobRecord:
         url: the job's folder; claimed already.
         name: the job's name.
         algorithm: what it trains.
+        earlier: the status of a job that this one goes on with, whose record is continued.
     """
 
-    def __init__(self, url: str, *, name: str, algorithm: str) -> None:
+    def __init__(self, url: str, *, name: str, algorithm: str, earlier: Mapping[str, Any] | None = None) -> None:
         self.url = url
         self._local = storage.is_local(url)
         self._scratch = None if self._local else tempfile.TemporaryDirectory(prefix="phalanx-record-")
         self.folder = storage.local_path(url) if self._scratch is None else Path(self._scratch.name)
         self.logs = self.folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
-        self.metrics: dict[str, float | None] = {}
-        self.last_step = 0
+        self.metrics: dict[str, float | None] = dict(earlier["metrics"]) if earlier else {}
+        if earlier and not self._local:
+            storage.fetch_file(storage.join(url, "metrics.jsonl"), self.folder / "metrics.jsonl")
+        self.last_step = _last_step(self.folder / "metrics.jsonl")
+        self._spent_before = float(earlier["training_seconds"]) if earlier else 0.0
         self._metrics_file: TextIO = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._sent: dict[Path, tuple[int, int]] = {}
         self._lock = threading.Lock()
@@ -59,9 +65,14 @@ class JobRecord:
             "metrics": {},
             "training_seconds": 0.0,
             "billable_seconds": 0.0,
-            "transitions": [],
+            "transitions": list(earlier["transitions"]) if earlier else [],
             "failure": None,
+            "resumed_from_step": None,
+            "goodput": None,
         }
+        self._earlier_transitions = len(self._status["transitions"])
+        self._goodput = Goodput()
+        (self.folder / "failure").unlink(missing_ok=True)
         self.enter("Starting")
 
     @property
@@ -87,6 +98,27 @@ class JobRecord:
             self._status["secondary_status"] = secondary
             self._write_status()
 
+    def saved(self, report: Mapping[str, Json]) -> None:
+        """Note a checkpoint, and what it cost."""
+        self._goodput.saved(float(report["stall_s"]))
+        with self._lock:
+            kept = {name: report[name] for name in ("step", "bytes", "stall_s", "write_s")}
+            self._status["checkpoint"] = {**kept, "time": time.time()}
+            self._write_status()
+
+    def restored(self, step: int, passed_over: Sequence[Mapping[str, Json]]) -> None:
+        """Note from where an attempt goes on, and which checkpoints could not be used."""
+        self._goodput.restored(step)
+        with self._lock:
+            self._status["resumed_from_step"] = step or None
+            self._status["passed_over"] = list(passed_over)
+            self._write_status()
+
+    def interrupted(self, error: PhalanxError) -> None:
+        """Note why the group is to be started again."""
+        self._goodput.lost(time.time())
+        self.enter("Interrupted" if isinstance(error, Interruption) else "Restarting", storage.redact(error.message))
+
     def group(self, members: Sequence[Member], attempt: int) -> None:
         """Note the workers of a new group; `attempt` counts restarts."""
         with self._lock:
@@ -96,6 +128,7 @@ class JobRecord:
 
     def step(self, step: int, when: float, metrics: Mapping[str, float | None]) -> None:
         """Add a line to metrics.jsonl; a step that is there already (done again after a restart) is not written twice."""
+        self._goodput.step(step, when)
         if step <= self.last_step:
             return
         self.last_step = step
@@ -123,14 +156,23 @@ class JobRecord:
             now = time.time()
             self._status["transitions"][-1]["end"] = now
             self._status["transitions"].append({"status": secondary, "start": now, "end": now, "message": text or ""})
-            times = {t["status"]: t["start"] for t in reversed(self._status["transitions"])}
+            own = self._status["transitions"][self._earlier_transitions :]
+            times = {t["status"]: t["start"] for t in reversed(own)}
             begun = times.get("Downloading", times.get("Training", now))
             self._status.update(status=status, secondary_status=secondary, ended=now, failure=text)
             self._status.update(step=self.last_step, metrics=self.metrics)
-            self._status.update(training_seconds=round(now - begun, 3), billable_seconds=round(now - begun, 3))
+            spent = round(self._spent_before + now - begun, 3)
+            waited = self._spent_waiting(own, now)
+            self._status.update(training_seconds=spent, billable_seconds=round(spent - waited, 3))
+            self._status["goodput"] = self._goodput.read(begun, now)
             self._write_status()
         self._metrics_file.close()
         self.sync()
+
+    def _spent_waiting(self, transitions: Sequence[Mapping[str, Any]], now: float) -> float:
+        """Return the seconds in which there were no workers: between an interruption and the next start."""
+        gone = [t for t in transitions if t["status"] in ("Interrupted", "Restarting")]
+        return float(sum((t["end"] or now) - t["start"] for t in gone))
 
     def sync(self) -> None:
         """Copy files that changed to a remote folder; nothing to do for a local one."""
@@ -150,6 +192,16 @@ class JobRecord:
 
     def _write_status(self) -> None:
         _write_json(self.folder / "status.json", self._status)
+
+
+def _last_step(path: Path) -> int:
+    """Return the newest step of a metrics file, 0 where there is none; a line that was cut off counts for nothing."""
+    newest = 0
+    if path.exists():
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                newest = max(newest, int(json.loads(line)["step"]))
+    return newest
 
 
 def _write_json(path: Path, value: Mapping[str, Json]) -> None:

@@ -28,6 +28,7 @@ from ..data.channel import Channel
 from ..data.shard import open_shard
 from ..errors import Stopped, UserError, nearest, to_record
 from ..parallel.collective import Solo
+from .saving import Saver
 from .session import WorkerSession
 
 _SHARDED = ("train", "training")  # every row to one rank, unless the job says otherwise; other channels are replicated
@@ -73,6 +74,7 @@ class ScriptSession:
             output_data=self.output_data,
             send=environment.send_event,
             stop_requested=stop.is_set,
+            saver=_saver(world),
         )
 
     def channel_folder(self, name: str) -> Path:
@@ -111,6 +113,12 @@ def session() -> ScriptSession:
         world, device = _world()
         _current.append(ScriptSession(world, device, stop))
     return _current[0]
+
+
+def _saver(world: Collective) -> Saver | None:
+    """Collective. Return what takes the job's checkpoints; None outside a job."""
+    given, attempt = environment.checkpointing()
+    return None if given is None else Saver(given, world=world, attempt=attempt, send=environment.send_event)
 
 
 def _world() -> tuple[Collective, str]:

@@ -10,10 +10,11 @@ from typing import final
 
 from ..contracts import Collective, Json, Shard, Stateful
 from ..errors import AlgorithmError, Stopped
+from .saving import Saver
 
 _VOTE_MICROS = 50_000  # between two votes
 _MOST_STEPS = 64
-_STOP = 1 << 32  # added to a rank's vote, which is otherwise the microseconds of a step
+_SAVE, _STOP = 1 << 32, 1 << 33  # added to a rank's vote, which is otherwise the microseconds of a step
 
 
 @final
@@ -29,6 +30,7 @@ class WorkerSession:
         output_data: folder for files a user wants beside the artifact.
         send: takes an event to the supervisor.
         stop_requested: whether this rank has been told to stop.
+        saver: takes the job's checkpoints; None: there are none.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class WorkerSession:
         output_data: Path,
         send: Callable[[Mapping[str, Json]], None],
         stop_requested: Callable[[], bool],
+        saver: Saver | None = None,
     ) -> None:
         self.world = world
         self.channels = channels
@@ -51,12 +54,16 @@ class WorkerSession:
         self.output_data = output_data
         self._send = send
         self._stop_requested = stop_requested
+        self._saver = saver
         self._last_step = 0
         self._next_vote = 0
         self._voted_at, self._voted_step = time.monotonic(), 0
 
     def restore(self, parts: Mapping[str, Stateful]) -> int:
-        """Collective. Return 0: a job starts from the beginning."""
+        """Collective. See `contracts.Session.restore`."""
+        if self._saver is not None:
+            self._last_step = self._saver.restore(parts)
+            self._next_vote = self._voted_step = self._last_step
         return self._last_step
 
     def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0, of: int | None = None) -> None:
@@ -69,23 +76,29 @@ class WorkerSession:
         if self.world.rank == 0:
             finite = {name: _finite(value) for name, value in metrics.items()}
             self._send({"kind": "step", "step": step, "time": time.time(), "metrics": finite, "rows": rows, "of": of})
-        if self._agreed_to_stop(step):
+        word = self._agreed(step)
+        stopping = word >= _STOP
+        if self._saver is not None:
+            self._saver.step(step, metrics, agreed=word >= _SAVE, stopping=stopping)
+        if stopping:
             raise Stopped(f"stopped in order after step {step}")
 
-    def _agreed_to_stop(self, step: int) -> bool:
-        """Collective. Return whether some rank has been asked to stop: all ranks see it at the same step.
+    def _agreed(self, step: int) -> int:
+        """Collective. Return what the ranks agreed on: the same on all at the same step.
 
         Ranks vote every few milliseconds of work, not at every step: each vote carries the duration of a step as well, from
         whose maximum all derive the number of steps until the next.
         """
         if step < self._next_vote:
-            return False
+            return 0
         now = time.monotonic()
         micros = int((now - self._voted_at) / max(1, step - self._voted_step) * 1e6)
         self._voted_at, self._voted_step = now, step
-        slowest = self.world.vote((_STOP if self._stop_requested() else 0) + min(max(micros, 1), _STOP - 1))
+        wish = _STOP if self._stop_requested() else _SAVE if self._saver is not None and self._saver.wants(step) else 0
+        word = self.world.vote(wish + min(max(micros, 1), _SAVE - 1))
+        slowest = word & (_SAVE - 1)
         self._next_vote = step + max(1, min(_MOST_STEPS, int(_VOTE_MICROS / slowest) if slowest else 1))
-        return slowest >= _STOP
+        return word
 
 
 def _finite(value: float) -> float | None:

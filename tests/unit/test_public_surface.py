@@ -15,7 +15,7 @@ from phalanx import registry
 
 def test_names() -> None:
     assert phalanx.__all__ == [
-        "AlgorithmError", "Channel", "EarlyStopping", "History", "JobResult", "Model", "PhalanxError", "PlatformError", "Stopped",
+        "AlgorithmError", "Channel", "EarlyStopping", "History", "JobResult", "Model", "PhalanxError", "PlatformError", "Spot", "Stopped",
         "Trainer", "TrainingJob", "UserError", "__version__", "load", "session",
     ]  # fmt: skip
     assert all(getattr(phalanx, name) is not None for name in phalanx.__all__)
@@ -26,7 +26,8 @@ def test_names() -> None:
 def test_job_fields() -> None:
     assert [f.name for f in fields(phalanx.TrainingJob)] == [
         "algorithm", "inputs", "hyperparameters", "workers", "output", "name", "seed", "threads_per_worker", "launcher", "max_restarts",
-        "max_runtime_s", "environment", "script", "source_dir", "arguments", "strategy", "metric_definitions",
+        "max_runtime_s", "environment", "script", "source_dir", "arguments", "strategy", "metric_definitions", "checkpoints",
+        "checkpoint_every", "keep", "spot", "resume",
     ]  # fmt: skip
     assert [f.name for f in fields(phalanx.Channel)] == ["url", "content_type", "spread", "mode", "compression"]
 
@@ -64,14 +65,18 @@ def test_commands_and_options() -> None:
     shown = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert shown == {
         "train": [
-            "--channel", "--content-type", "--debug", "--env", "--json", "--launcher", "--max-restarts", "--max-runtime", "--name",
-            "--output", "--seed", "--set", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
+            "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--env", "--json", "--keep", "--launcher",
+            "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--name", "--output", "--resume", "--seed", "--set",
+            "--spot", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
         ],
         "run": [
-            "--channel", "--content-type", "--debug", "--env", "--json", "--launcher", "--max-restarts", "--max-runtime", "--metric",
-            "--name", "--output", "--schema", "--seed", "--set", "--source-dir", "--strategy", "--test", "--threads-per-worker",
-            "--train", "--validation", "--workers",
+            "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--env", "--json", "--keep", "--launcher",
+            "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--name", "--output", "--resume",
+            "--schema", "--seed", "--set", "--source-dir", "--spot", "--strategy", "--test", "--threads-per-worker", "--train",
+            "--validation", "--workers",
         ],
+        "checkpoints": ["--debug", "--json"],
+        "show": ["--debug", "--json"],
         "predict": ["--accept", "--content-type", "--debug", "--input", "--output"],
         "algorithms": ["--json"],
         "sample-data": [],

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from phalanx.contracts import Event, Exit, Member, WorkerSpec
-from phalanx.errors import AlgorithmError, PhalanxError, PlatformError, Stopped, UserError, to_record
+from phalanx.errors import AlgorithmError, Interruption, PhalanxError, PlatformError, Stopped, UserError, to_record
 from phalanx.launch import supervise as module
 from phalanx.launch.supervise import Budget, GiveUp, Outcome, Retry, StopRequest, decide, root_cause, supervise
 
@@ -85,7 +85,7 @@ CAUSES: list[tuple[str, list[Event], list[Exit], type[PhalanxError], str]] = [
         "a stop that nobody here asked for is an interruption",
         [failed(1, LOST, 0.9), failed(0, Stopped("in order"), 1.0)],
         [Exit(0, 143, 1.1)],
-        PlatformError,
+        Interruption,
         "worker 0 was interrupted from outside: in order",
     ),
     (
