@@ -21,9 +21,10 @@ import xgboost as xgb
 from ..contracts import Array, Csr, Entry, Features, Json, Records, Session, State
 from ..errors import UserError, nearest
 from .xgboost_data import Intake, build
-from .xgboost_group import add_up, in_group, translated
+from .xgboost_group import add_up, first_line, in_group, translated
 from .xgboost_hyperparameters import XGBoostHyperparameters
 from .xgboost_metrics import OWN_METRICS, evaluate, maximises
+from .xgboost_model import check_model
 
 MODEL_FILE = "xgboost-model"
 CARD_FILE = "xgboost.json"
@@ -118,7 +119,11 @@ class XGBoost:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Return the model that `save` wrote."""
+        """Return the model that `save` wrote.
+
+        Raises:
+            UserError: the file is damaged or crafted; the library's reader, which trusts it, does not see it then.
+        """
         card = json.loads((folder / CARD_FILE).read_text(encoding="utf-8"))
         settings = XGBoostHyperparameters(
             num_round=int(card["rounds"]),
@@ -127,8 +132,13 @@ class XGBoost:
             booster=card["booster"],
         )
         model = cls(settings)
+        raw = (folder / MODEL_FILE).read_bytes()
+        check_model(raw, MODEL_FILE)
         model._booster = xgb.Booster()
-        model._booster.load_model(bytearray((folder / MODEL_FILE).read_bytes()))
+        try:
+            model._booster.load_model(bytearray(raw))
+        except xgb.core.XGBoostError as error:
+            raise UserError(f"{MODEL_FILE} cannot be read by xgboost: {first_line(str(error))}") from error
         model._rounds = int(card["rounds"])
         model._best = _Best(int(card["best_round"]), card["best_score"])
         return model
