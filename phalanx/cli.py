@@ -354,7 +354,7 @@ def _run(job: TrainingJob, as_json: bool) -> None:
     from .tracking.console import metrics_text
 
     typer.echo(f"{result.status}  {metrics_text(result.metrics)}")
-    typer.echo(f"artifact  {result.artifact}")
+    typer.echo(f"artifact  {result.artifact or 'none: nothing was saved as a model (SM_MODEL_DIR)'}")
     typer.echo(f"seconds   {result.training_seconds:.2f} training, {result.billable_seconds:.2f} billable")
 
 

@@ -159,3 +159,12 @@ def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
 def masked(environment: Mapping[str, str]) -> dict[str, str]:
     """Return `environment` as it may stand in job.json: values of credential-like names replaced by `***`."""
     return {k: "***" if any(word in k.upper() for word in _SECRET_WORDS) else v for k, v in environment.items()}
+
+
+def masked_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a script's hyperparameters as they may stand in job.json; a credential's name ends as such: `max_tokens` is none."""
+
+    def is_secret(name: str, value: Any) -> bool:
+        return isinstance(value, str) and len(value) >= 6 and name.upper().replace("-", "_").endswith(_SECRET_WORDS)
+
+    return {name: "***" if is_secret(name, value) else value for name, value in given.items()}

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol, final
 
-from . import hyperparameters, registry, storage
+from . import environment, hyperparameters, registry, storage
 from .contracts import Event, Json, Launcher, WorkerSpec
 from .data.channel import Channel, says
 from .errors import UserError, nearest
@@ -219,7 +219,7 @@ class ScriptWork:
             "script": self._source.script,
             "source_dir": str(self._source.folder),
             "arguments": self._arguments,
-            "hyperparameters": dict(self._hyperparameters),
+            "hyperparameters": environment.masked_hyperparameters(self._hyperparameters),
             "strategy": self._strategy,
             "metric_definitions": [{"name": d.name, "regex": d.regex.pattern} for d in self._wanted],
         }
@@ -273,7 +273,7 @@ class ScriptWork:
             "format": MODEL_FORMAT,
             "script": self._source.script,
             "requirements": self._source.requirements,
-            "hyperparameters": {name: decoded(value) for name, value in self._hyperparameters.items()},
+            "hyperparameters": {n: decoded(v) for n, v in environment.masked_hyperparameters(self._hyperparameters).items()},
             "seed": self._seed,
         }
         artifact.seal(folder, Folders(self._scratch, attempt).code, self._code, card=MODEL_CARD, head=head)

@@ -65,4 +65,5 @@ def relative_name(url: str, file: str) -> str:
 
 def _link(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    target.symlink_to(source)
+    if not target.is_symlink():  # of an attempt that was cut short
+        target.symlink_to(source)

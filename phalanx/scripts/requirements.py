@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import environment, storage
 from ..errors import UserError
@@ -60,7 +60,15 @@ def _install(file: Path, folder: Path) -> None:
 def _missing(report: Path) -> list[str]:
     """Return what pip would install, each at the exact place that it found."""
     found = json.loads(report.read_text(encoding="utf-8"))["install"]
-    return [f"{item['metadata']['name']} @ {item['download_info']['url']}" for item in found]
+    return [f"{item['metadata']['name']} @ {_place(item['download_info'])}" for item in found]
+
+
+def _place(found: Mapping[str, Any]) -> str:
+    """Return where pip found a package, as it takes it again."""
+    url, vcs = str(found["url"]), found.get("vcs_info")
+    if vcs is not None:
+        url = f"{vcs['vcs']}+{url}@{vcs['commit_id']}"
+    return f"{url}#subdirectory={found['subdirectory']}" if "subdirectory" in found else url
 
 
 def _sources(file: Path) -> list[str]:
@@ -71,12 +79,24 @@ def _sources(file: Path) -> list[str]:
 
 
 def _pip(file: Path, arguments: Sequence[str]) -> None:
-    command = [sys.executable, "-P", "-m", "pip", "install", "--disable-pip-version-check", "--no-input", "--quiet", *arguments]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--quiet",
+        "--retries",
+        "2",
+        *arguments,
+    ]
     variables = {k: v for k, v in environment.snapshot().items() if k not in ("PYTHONPATH", "PIP_TARGET", "PIP_USER")}
     done = subprocess.run(
         command, cwd=file.parent, env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace"
     )
-    sys.stdout.write(done.stdout)
+    sys.stderr.write(storage.redact(done.stdout))
     if done.returncode == 0:
         return
     lines = [line.strip() for line in storage.redact(done.stderr or done.stdout).splitlines() if line.strip()]
@@ -112,20 +132,22 @@ def _key(file: Path) -> str:
     """Return a name for what `file` comes to in this environment."""
     here = sorted(f"{d.metadata['Name']}=={d.version}" for d in importlib.metadata.distributions())
     digest = hashlib.sha256(file.read_bytes())
-    for text in (platform.python_version(), platform.machine(), sys.prefix, *here, *_local_sources(file)):
+    for text in (platform.python_version(), platform.machine(), sys.prefix, *here):
         digest.update(f"\0{text}".encode())
+    for path in _local_files(file):
+        digest.update(f"\0{path.name}\0".encode() + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:24]
 
 
-def _local_sources(file: Path) -> list[str]:
-    """Return names, sizes and times of what lies beside the file: a requirement may name a folder there."""
-    found = []
-    for root, _, names in os.walk(file.parent):
-        for name in names:
-            path = Path(root) / name
-            if path.suffix in (".whl", ".gz", ".zip", ".toml", ".cfg") or name == "setup.py":
-                found.append(f"{path.relative_to(file.parent)} {path.stat().st_size}")
-    return sorted(found)
+def _local_files(file: Path) -> list[Path]:
+    """Return all files of the packages and folders of this machine that a requirements file names."""
+    found: set[Path] = set()
+    for line in file.read_text(encoding="utf-8").splitlines():
+        for word in line.replace("=", " ").split():
+            path = file.parent / word.removeprefix("file://")
+            if ("/" in word or word.startswith(".")) and path.exists():
+                found |= {p for p in path.rglob("*") if p.is_file()} if path.is_dir() else {path}
+    return sorted(p for p in found if not {"build", "__pycache__"} & set(p.parts) and ".egg-info" not in str(p))
 
 
 def _cache() -> Path:

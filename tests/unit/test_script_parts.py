@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phalanx.data.channel import Channel
+from phalanx.environment import masked_hyperparameters
 from phalanx.errors import AlgorithmError, PlatformError, UserError
 from phalanx.scripts import artifact, channels, failure, source
 from phalanx.scripts.metrics import Scraper, definitions
@@ -94,6 +95,11 @@ def test_variables_of_a_rank(tmp_path: Path) -> None:
     assert training["current_host"] == training["hosts"][1]
     assert training["master_hostname"] == training["hosts"][0] == "127.0.0.1"
     assert not training["is_master"]
+
+
+def test_credentials_among_hyperparameters_are_masked() -> None:
+    shown = masked_hyperparameters({"hf-token": "hf_abcdef", "max_tokens": "1000000", "pad_token": "[P]", "password": 3})
+    assert shown == {"hf-token": "***", "max_tokens": "1000000", "pad_token": "[P]", "password": 3}
 
 
 def test_hosts_differ() -> None:
