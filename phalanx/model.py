@@ -41,12 +41,16 @@ class Model:
         algorithm: the name it was trained under; of a script its file name.
         hyperparameters: all of them, defaults included.
         learned: the algorithm's own object.
+        index_base: where the columns of libsvm rows begin to count whose content type does not say: as in training.
     """
 
-    def __init__(self, algorithm: str, hyperparameters: Mapping[str, Any], learned: Learned) -> None:
+    def __init__(
+        self, algorithm: str, hyperparameters: Mapping[str, Any], learned: Learned, *, index_base: int | None = None
+    ) -> None:
         self.algorithm = algorithm
         self.hyperparameters = dict(hyperparameters)
         self.learned = learned
+        self.index_base = index_base
 
     def predict(self, requests: Any) -> dict[str, Array]:
         """Return the response's columns, one row per request.
@@ -91,7 +95,8 @@ def load(artifact: str | Path) -> Model:
         card = _read_card(Path(folder.name) / MODEL_CARD, url)
         _verify(Path(folder.name), card["files"], url)
         if card["script"] is None:
-            return Model(card["algorithm"], card["hyperparameters"], _learned(card["algorithm"], Path(folder.name), url))
+            learned = _learned(card["algorithm"], Path(folder.name), url)
+            return Model(card["algorithm"], card["hyperparameters"], learned, index_base=card["index_base"])
         model = Model(card["script"], card["hyperparameters"], ScriptModel(folder, card))
         kept = True
         return model
@@ -131,7 +136,8 @@ def predict_file(model: Model, source: str, sink: str, *, content_type: str | No
     width = getattr(model.learned, "columns", None)
     rows = 0
     writer: ResponseWriter | None = None
-    index_base = registry.entry(model.algorithm).index_base  # libsvm rows count as they did in training
+    # libsvm rows count as they did in training
+    index_base = registry.entry(model.algorithm).index_base if model.index_base is None else model.index_base
     chunks = read_requests(source, content_type, columns=width, batch_rows=REQUEST_ROWS, index_base=index_base)
     with storage.replacing_writer(sink) as out:
         for features in chunks:
@@ -163,7 +169,10 @@ def _read_card(path: Path, url: str) -> dict[str, Any]:
         found = {"files": dict(card["files"]), "hyperparameters": dict(card["hyperparameters"])}
         if "script" in card:
             return {**found, "script": str(card["script"]), "requirements": card.get("requirements")}
-        return {**found, "script": None, "algorithm": str(card["algorithm"])}
+        base = card.get("index_base")
+        if base not in (None, 0, 1):
+            raise ValueError(f"index_base={base!r} is neither 0 nor 1")
+        return {**found, "script": None, "algorithm": str(card["algorithm"]), "index_base": base}
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{storage.redact(url)} is damaged: {MODEL_CARD}: {error}") from None
 

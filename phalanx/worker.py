@@ -21,7 +21,7 @@ from typing import Any, final
 
 from . import hyperparameters, registry, storage
 from .contracts import Algorithm, Collective, Json, Shard, WorkerContext
-from .data.channel import Channel
+from .data.channel import Channel, parse_content_type
 from .data.shard import open_shard
 from .errors import Stopped, UserError, from_record, to_record
 from .parallel.collective import Solo, together
@@ -195,5 +195,13 @@ def save(request: Request, algorithm: Algorithm, settings: Any, rank: int) -> No
         "hyperparameters": hyperparameters.to_json(settings),
         "seed": request.seed,
         "files": storage.hashes(folder),
+        **_index_base(request),
     }
     (folder / MODEL_CARD).write_text(json.dumps(card, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _index_base(request: Request) -> dict[str, Json]:
+    """Return where libsvm rows of channel `train` begin to count, if that is not where they do for this algorithm anyway."""
+    said = request.inputs["train"].content_type
+    base = parse_content_type(said).index_base if said else None
+    return {} if base in (None, registry.entry(request.algorithm).index_base) else {"index_base": base}
