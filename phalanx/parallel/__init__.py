@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .ddp import DDP as DDP
     from .ddp import Single as Single
+    from .fsdp import FSDP as FSDP
 
 _HOMES = {
     "DDP": "ddp",
+    "FSDP": "fsdp",
     "Single": "ddp",
 }
 __all__ = sorted(_HOMES)
