@@ -162,7 +162,7 @@ def masked(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def masked_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a script's hyperparameters as they may stand in job.json; a credential's name ends as such: `max_tokens` is none."""
+    """Return a script's hyperparameters as they may stand in job.json: `***` where a name ends as a credential's does."""
 
     def is_secret(name: str, value: Any) -> bool:
         return isinstance(value, str) and len(value) >= 6 and name.upper().replace("-", "_").endswith(_SECRET_WORDS)

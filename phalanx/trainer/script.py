@@ -11,13 +11,14 @@ All that it knows comes from the environment, so that the same script runs in al
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import signal
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import final
@@ -32,6 +33,7 @@ from .saving import Saver
 from .session import WorkerSession
 
 _SHARDED = ("train", "training")  # every row to one rank, unless the job says otherwise; other channels are replicated
+_SOON_SECONDS = 0.5  # within which a signal to a process group has reached all of it
 _GPU = Path("/dev/nvidiactl")
 
 
@@ -215,18 +217,37 @@ def _listen(stop: threading.Event) -> None:
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         return
 
+    owner, told = os.getpid(), mmap.mmap(-1, 1)  # shared with what is forked from here
+    spared: list[int] = []
+
     def note(number: int, frame: FrameType | None) -> None:
-        stop.set()
+        if os.getpid() == owner:
+            told[0] = 1
+            stop.set()
+        elif not spared and _soon(lambda: told[0] == 1):
+            spared.append(
+                number
+            )  # a data loader's process: the stop is the group's, and this one is needed until the next step
+        else:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
 
     signal.signal(signal.SIGTERM, note)
 
 
+def _soon(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + _SOON_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_SOON_SECONDS / 20)
+    return condition()
+
+
 def _declare_failures() -> None:
     """Tell the job of an exception that ends this process, before the group closes and its peers fail for that."""
-    before = sys.excepthook
+    before, owner = sys.excepthook, os.getpid()
 
     def declare(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        if isinstance(error, Exception):
+        if isinstance(error, Exception) and os.getpid() == owner:
             environment.send_event({"at": time.time(), "kind": "failure", "error": to_record(error)})
         if isinstance(error, Stopped):
             sys.stderr.write(f"{error}\n")

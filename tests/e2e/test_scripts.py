@@ -358,6 +358,39 @@ def test_a_stop_reaches_a_session_at_the_same_step_on_all_ranks(tmp_path: Path) 
     assert caught.value.result.artifact is not None  # what it had saved is kept
 
 
+def test_a_stop_spares_a_sessions_helpers_until_it_ends_them(tmp_path: Path) -> None:
+    path = script(
+        tmp_path / "source",
+        """
+        import itertools, multiprocessing, signal, phalanx
+        s = phalanx.session()
+
+        def help_for_ever():
+            while True:
+                signal.pause()
+
+        helper = multiprocessing.get_context("fork").Process(target=help_for_ever, daemon=True)
+        helper.start()
+        try:
+            for step in itertools.count(1):
+                s.report(step, {"x": 1.0})
+                if step == 1:
+                    print("running", flush=True)
+        except phalanx.Stopped:
+            helper.join(1)
+            print("alive", helper.is_alive(), flush=True)
+            helper.terminate()
+            helper.join()
+            print("ended by", helper.exitcode, flush=True)
+        """,
+    )
+    asked = job(path, tmp_path)
+    with pytest.raises(phalanx.Stopped):
+        asked.run(progress=AtLine("running", asked.stop))
+    assert "alive True" in logs(tmp_path)
+    assert "ended by -15" in logs(tmp_path)
+
+
 def test_a_stop_ends_a_script_that_knows_nothing_of_it(tmp_path: Path) -> None:
     path = script(tmp_path / "source", "import signal\nprint('running', flush=True)\nsignal.pause()\n")
     asked = job(path, tmp_path, workers=2)
@@ -436,3 +469,62 @@ def wheel(folder: Path, name: str, version: str, text: str) -> None:
         file.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         file.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         file.writestr(f"{info}/RECORD", "")
+
+
+@pytest.mark.slow
+def test_helpers_of_sagemakers_containers_have_stand_ins(tmp_path: Path, data: Path) -> None:
+    if importlib.util.find_spec("xgboost") is None:
+        pytest.skip("xgboost is not installed")
+    path = script(
+        tmp_path / "source",
+        """
+        import json, os
+        import xgboost
+        from sagemaker_containers import entry_point
+        from sagemaker_training import environment
+        from sagemaker_xgboost_container import distributed, encoder
+        from sagemaker_xgboost_container.data_utils import get_dmatrix, get_size
+
+
+        def boost(train, evals, is_master):
+            booster = xgboost.train({"max_depth": 2, "nthread": 1}, train, num_boost_round=3, evals=evals)
+            if is_master:
+                booster.save_model(os.path.join(os.environ["SM_MODEL_DIR"], "model.ubj"))
+
+
+        def model_fn(folder):
+            return xgboost.Booster(model_file=os.path.join(folder, "model.ubj"))
+
+
+        def input_fn(body, content_type):
+            return encoder.csv_to_dmatrix(body)
+
+
+        if __name__ == "__main__":
+            env = environment.Environment()
+            folder = env.channel_input_dirs["train"]
+            assert get_size(folder) > 0 and get_size(None) == 0 and get_dmatrix(None, "csv") is None
+            train = get_dmatrix(folder, "text/csv")
+            assert (train.num_row(), train.num_col()) == (20, 4), (train.num_row(), train.num_col())
+            entry_point._wait_hostname_resolution()
+            distributed.rabit_run(
+                exec_fun=boost,
+                args={"train": train, "evals": [(train, "train")]},
+                include_in_training=True,
+                hosts=json.loads(os.environ["SM_HOSTS"]),
+                current_host=env.current_host,
+                update_rabit_args=True,
+            )
+        """,
+    )
+    inputs = {"train": phalanx.Channel(url=str(data), spread="shard")}
+    result = run(path, tmp_path, workers=2, inputs=inputs, metric_definitions=[{"name": "rmse", "regex": r"train-rmse:(\S+)"}])
+    assert [line["step"] for line in metrics_of(tmp_path)] == [1, 2, 3]
+    features = np.loadtxt(data / "a.csv", delimiter=",")[:, 1:]
+    with phalanx.load(str(result.artifact)) as model:
+        from phalanx.model import predict_file
+
+        np.savetxt(tmp_path / "requests.csv", features, delimiter=",")
+        predict_file(model, str(tmp_path / "requests.csv"), str(tmp_path / "out"), content_type=None, accept="text/csv")
+        answers = model.predict(features.astype(np.float32))["prediction"]
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "out"), answers, rtol=1e-5)
