@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Self, cast
 
 import numpy as np
 
@@ -102,7 +102,12 @@ def list_files(url: str) -> list[File]:
 
 
 def open_reader(url: str) -> BinaryIO:
-    """Return a seekable reader of the bytes at `url`."""
+    """Return a seekable reader of the bytes at `url`; what a storage raises, then or while it is read, comes as one of ours.
+
+    Raises:
+        UserError: there is no such file, or it may not be read.
+        PlatformError: the storage does not answer.
+    """
     if is_local(url):
         try:
             return local_path(url).open("rb")
@@ -110,7 +115,7 @@ def open_reader(url: str) -> BinaryIO:
             raise UserError(f"cannot read {url}: {error.strerror}") from None
     fs, path = _filesystem(url)
     with _translated(url):
-        return cast(BinaryIO, fs.open(path, "rb"))
+        return cast(BinaryIO, _RemoteFile(url, fs.open(path, "rb")))
 
 
 def fetched(files: Sequence[File], folder: Path) -> list[File]:
@@ -252,8 +257,10 @@ def unpack(url: str, folder: Path, *, max_bytes: int = 1 << 38) -> list[str]:
                     names.append(member.name)
         except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
             raise UserError(f"{redact(url)} is not a readable tar.gz archive: {error}") from None
+        except (UserError, PlatformError):
+            raise
         except Exception as error:  # zlib.error, struct.error: whatever a hostile header sets off
-            raise error if isinstance(error, UserError) else UserError(f"{redact(url)} is damaged: {error}") from None
+            raise UserError(f"{redact(url)} is damaged: {error}") from None
     return names
 
 
@@ -347,6 +354,50 @@ class _translated:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise PlatformError(f"no room left for {self._url}: make room there, or give another place") from error
         raise PlatformError(f"{self._url}: {type(error).__name__}: {text}") from error
+
+
+class _RemoteFile:
+    """A file of a storage, open for reading."""
+
+    def __init__(self, url: str, inner: Any) -> None:
+        self._url = url
+        self._inner = inner
+
+    @property
+    def closed(self) -> bool:
+        return bool(self._inner.closed)
+
+    def read(self, size: int = -1) -> bytes:
+        with _translated(self._url):
+            return cast(bytes, self._inner.read(size))
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with _translated(self._url):
+            return int(self._inner.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._inner.tell())
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return False
+
+    def flush(self) -> None:
+        """Do nothing: nothing is written."""
+
+    def close(self) -> None:
+        self._inner.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        self.close()
 
 
 def read_bytes(url: str, limit: int = 1 << 30) -> bytes:
