@@ -1,4 +1,4 @@
-"""DeepSpeed as we want it: nothing is compiled unasked, torch's process group is used as it is, no logs, no defaults of its own.
+"""DeepSpeed as we want it: nothing is compiled unasked, torch's process group is used as it is, no logs, no hidden defaults.
 
 Written against 0.19; the private names used here are why the extra is pinned to it.
 """

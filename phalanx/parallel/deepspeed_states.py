@@ -20,7 +20,7 @@ from .states import GROUPS, MODULE, OPTIMIZER, checked, group_options, load_grou
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """This rank's part of a parameter: elements [start, start + length) of it stand at `at` of the flat tensor `flat`."""
+    """A rank's part of a parameter: elements [start, start + length) of it stand at `at` of the flat tensor `flat`."""
 
     flat: torch.Tensor
     at: int

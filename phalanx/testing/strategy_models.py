@@ -51,6 +51,20 @@ class Unused(nn.Module):
         return found
 
 
+class Uncalled(nn.Module):
+    """A module with a layer that is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used = nn.Linear(FEATURES, CLASSES)
+        self.never = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits."""
+        found: torch.Tensor = self.used(x)
+        return found
+
+
 class Convolution(nn.Module):
     """A convolution with group normalisation: no batch statistics, which depend on how rows are cut."""
 
@@ -99,6 +113,7 @@ MODELS = {
     "mlp": mlp,
     "tied": Tied,
     "unused": Unused,
+    "uncalled": Uncalled,
     "convolution": Convolution,
     "frozen": frozen,
     "dropout": dropout,

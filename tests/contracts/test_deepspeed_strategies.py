@@ -25,3 +25,11 @@ class TestZeRO3(StrategyChecks):
     sizes = (2,)
     models = MODELS
     preload = PRELOAD
+
+
+class TestPipeline(StrategyChecks):
+    strategy = "pipeline"
+    sizes = (2,)
+    models = ("mlp", "frozen", "transformer")
+    preload = (*PRELOAD, "phalanx.parallel.pipeline")
+    every_rank_reads_its_own = False
