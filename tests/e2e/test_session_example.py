@@ -37,6 +37,33 @@ def test_under_phalanx_run(tmp_path: Path) -> None:
     assert last_loss((tmp_path / "job" / "logs" / "rank-0.log").read_text()) == pytest.approx(lines[-1]["train:loss"], abs=1e-4)
 
 
+def test_a_session_without_a_job_takes_channels_from_the_environment(tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "a.csv").write_text("1,2\n3,4\n5,6\n")
+    code = """
+import os
+os.environ["SM_CHANNEL_TRAINING"] = "rows"
+import phalanx
+s = phalanx.session()
+assert s is phalanx.session()
+there = s.channels["training"].rows, list(s.channels), str(s.channel_folder("training"))
+print(*there, s.world.size, s.seed, s.strategy, s.hyperparameters)
+s.report(1, {"loss": 1.0})
+try:
+    s.channels["train"]
+except phalanx.UserError as error:
+    print(error)
+raise phalanx.UserError("the end")
+"""
+    (tmp_path / "alone.py").write_text(code)
+    done = subprocess.run([sys.executable, "alone.py"], cwd=tmp_path, capture_output=True, text=True)
+    first, second = done.stdout.splitlines()
+    assert first == "3 ['training'] rows 1 0 None {}"
+    assert "SM_CHANNEL_TRAIN; did you mean 'training'" in second
+    assert done.returncode == 1
+    assert "UserError: the end" in done.stderr
+
+
 @pytest.mark.slow
 def test_alone(tmp_path: Path) -> None:
     alone = last_loss(run(str(EXAMPLE), "--steps", "20", folder=tmp_path))
