@@ -94,8 +94,9 @@ def join(world: Collective, device: torch.device) -> None:
 
 def _forget_groups() -> None:
     """Drop what DeepSpeed kept of a default group that is gone."""
-    importlib.import_module("deepspeed.comm.comm").cdb = None
-    groups = importlib.import_module("deepspeed.utils.groups")
+    comm: Any = importlib.import_module("deepspeed.comm.comm")
+    groups: Any = importlib.import_module("deepspeed.utils.groups")
+    comm.cdb = None
     for name, value in list(vars(groups).items()):
         if name.startswith("_") and not name.startswith("__") and isinstance(value, dist.ProcessGroup):
             setattr(groups, name, None)

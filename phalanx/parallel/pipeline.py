@@ -188,11 +188,13 @@ class PipelineReplica:
         """On the last stage: the loss, such that DeepSpeed's means over micro-batches and copies make a weighted sum."""
         if not self._stage.training:
             self._outputs.append(output.detach())
-            return output.new_zeros(())
+            nothing: torch.Tensor = output.new_zeros(())
+            return nothing
         with autocast(self._recipe):
             loss = self._computed(output, piece.target) * piece.weight
         self._losses.append(loss.detach())
-        return loss.float() * (self.data_size * self._engine.gradient_accumulation_steps())
+        scaled: torch.Tensor = loss.float() * float(self.data_size * self._engine.gradient_accumulation_steps())
+        return scaled
 
     def _computed(self, output: Any, target: Any) -> torch.Tensor:
         assert self._recipe.loss is not None  # prepare has seen to it
