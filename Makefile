@@ -29,11 +29,12 @@ lint: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
 
-$(STAMP): setup.py constraints.txt
+$(STAMP): setup.py constraints.txt scripts/install_horovod.sh
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet -c constraints.txt torch==2.13.0
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[all,test]'
+	scripts/install_horovod.sh $(BIN)/python
 	$(BIN)/python -m phalanx.algorithms.kernels
 	touch $(STAMP)
 

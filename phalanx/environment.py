@@ -144,6 +144,11 @@ def set_variable(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+def unset_variable(name: str) -> None:
+    """Remove one variable of this process, where it is set."""
+    os.environ.pop(name, None)
+
+
 def get(name: str, default: str | None = None) -> str | None:
     """Return one variable."""
     return os.environ.get(name, default)
