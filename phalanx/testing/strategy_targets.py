@@ -107,11 +107,11 @@ def resume(case: Case, name: str, options: Mapping[str, Any], world: Collective)
 
 
 def wrong_shape_on_one_rank(case: Case, name: str, options: Mapping[str, Any], world: Collective) -> Result:
-    """Give the last rank inputs of another width in the second step."""
+    """Give one rank inputs of another width in the second step: the last, or the first where ranks share their rows."""
     replica = prepared(case, name, options, world)
     _train(case, replica, 1, 1)
     micro = micro_batches(case, 2, replica.data_rank, replica.data_size)
-    if world.rank == world.size - 1:
+    if world.rank == (world.size - 1 if replica.data_size == world.size else 0):
         for item in micro:
             item.inputs.resize_(len(item.inputs), 5)
     replica.train_step(micro)
