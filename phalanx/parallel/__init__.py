@@ -9,11 +9,17 @@ if TYPE_CHECKING:
     from .ddp import DDP as DDP
     from .ddp import Single as Single
     from .fsdp import FSDP as FSDP
+    from .horovod import Horovod as Horovod
+    from .pipeline import Pipeline as Pipeline
+    from .zero import ZeRO as ZeRO
 
 _HOMES = {
     "DDP": "ddp",
     "FSDP": "fsdp",
+    "Horovod": "horovod",
+    "Pipeline": "pipeline",
     "Single": "ddp",
+    "ZeRO": "zero",
 }
 __all__ = sorted(_HOMES)
 
