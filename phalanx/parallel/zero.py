@@ -13,7 +13,7 @@ from typing import Any, Literal, final
 import torch
 import torch.distributed as dist
 
-from ..contracts import Collective, MicroBatch, Recipe, Replica, State, StepOutput
+from ..contracts import Collective, Entry, MicroBatch, Recipe, Replica, State, StepOutput
 from ..errors import UserError
 from . import checkpointing, deepspeed_setup
 from .deepspeed_states import fill_missing_gradient, full_parameters, load_zero_state, zero_state
@@ -28,6 +28,7 @@ from .objective import (
 )
 from .uniform import broadcast_module, check_same_module
 
+_LATE = "zero_late"
 _ELEMENTS_PER_MB = (1 << 20) // 4
 
 
@@ -189,11 +190,16 @@ class ZeROReplica:
 
     def state_dict(self) -> State:
         """Collective. Return module and optimizer, full on every rank."""
-        return zero_state(self._engine, self._named, self._buffers)
+        state = dict(zero_state(self._engine, self._named, self._buffers))
+        if not self._exploring:  # going on must add gradients up in the same order
+            state[_LATE] = Entry(self._late)
+        return state
 
     def load_state_dict(self, state: State) -> None:
         """Collective. Put back what any strategy's `state_dict` returned, of any number of ranks."""
         load_zero_state(state, self._engine, self._named, self._buffers)
+        if self._exploring and _LATE in state:
+            self._exploring, self._late = False, bool(state[_LATE].value)
 
     def export(self) -> dict[str, torch.Tensor] | None:
         """See `contracts.Replica`."""
