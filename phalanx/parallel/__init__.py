@@ -6,19 +6,23 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .auto import Auto as Auto
     from .ddp import DDP as DDP
     from .ddp import Single as Single
     from .fsdp import FSDP as FSDP
     from .horovod import Horovod as Horovod
     from .pipeline import Pipeline as Pipeline
+    from .tensor import Tensor as Tensor
     from .zero import ZeRO as ZeRO
 
 _HOMES = {
+    "Auto": "auto",
     "DDP": "ddp",
     "FSDP": "fsdp",
     "Horovod": "horovod",
     "Pipeline": "pipeline",
     "Single": "ddp",
+    "Tensor": "tensor",
     "ZeRO": "zero",
 }
 __all__ = sorted(_HOMES)

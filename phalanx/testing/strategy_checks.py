@@ -9,6 +9,7 @@ class TestMine(StrategyChecks):
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -141,6 +142,8 @@ class StrategyChecks:
         self.check_equals_plain(Case(activation_checkpointing=True), self.sizes[-1], tmp_path)
 
     def test_dropout_is_a_function_of_the_seed(self, tmp_path: Path) -> None:
+        if "dropout" not in self.resume_models:
+            pytest.skip("this strategy takes no module with dropout")
         case = Case(model="dropout")
         runs = [self.good("train", c, self.sizes[-1], tmp_path / n) for n, c in (("a", case), ("b", case))]
         assert runs[0][0]["losses"] == runs[1][0]["losses"]
@@ -166,7 +169,7 @@ class StrategyChecks:
             results = self.run("wrong_shape_on_one_rank", Case(), size, tmp_path / str(size))
             for rank, result in enumerate(results):
                 assert "error" in result, f"rank {rank} went on"
-                assert "shape" in result["error"]["message"], result["error"]["message"]
+                assert re.search("shape|dim", result["error"]["message"]), result["error"]["message"]
 
     def test_the_trainer_is_the_same_on_any_number_of_ranks(self, tmp_path: Path) -> None:
         """Shuffled, three epochs of uneven batches, schedule, validation, metrics: as on one rank without a strategy."""
