@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .auto import Auto as Auto
     from .ddp import DDP as DDP
     from .ddp import Single as Single
+    from .exact import Exact as Exact
     from .fsdp import FSDP as FSDP
     from .horovod import Horovod as Horovod
     from .pipeline import Pipeline as Pipeline
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "Auto": "auto",
     "DDP": "ddp",
+    "Exact": "exact",
     "FSDP": "fsdp",
     "Horovod": "horovod",
     "Pipeline": "pipeline",

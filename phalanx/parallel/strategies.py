@@ -27,6 +27,7 @@ _DEEPSPEED = ("deepspeed",), "pip install 'phalanx-train[deepspeed]'"
 STRATEGIES: Mapping[str, Home] = {
     "single": Home("ddp", "Single"),
     "ddp": Home("ddp", "DDP"),
+    "exact": Home("exact", "Exact"),
     "horovod": Home("horovod", "Horovod", {}, ("horovod",), "scripts/install_horovod.sh builds it for the installed torch"),
     "zero1": Home("zero", "ZeRO", {"stage": 1}, *_DEEPSPEED),
     "zero2": Home("zero", "ZeRO", {"stage": 2}, *_DEEPSPEED),

@@ -16,19 +16,25 @@ from .batches import Mover, inputs_of, split
 from .feeding import Feed, Portion, Share
 
 Metric = Callable[[Any, Any], Any]
+_BITS = 32
 
 
 def evaluate(
-    replica: Replica, feed: Feed, mover: Mover, recipe: Recipe, metrics: Mapping[str, Metric], world: Collective
+    replica: Replica,
+    feed: Feed,
+    share: Share,
+    mover: Mover,
+    recipe: Recipe,
+    metrics: Mapping[str, Metric],
+    world: Collective,
 ) -> dict[str, float]:
-    """Collective. Return the mean loss and metrics over all rows.
+    """Collective. Return the mean loss and metrics over all rows; metrics are added as integers, whose order is free.
 
     Raises:
         UserError: there are no rows.
     """
-    share = Share(replica.data_rank, replica.data_size, 1)
     rows, total = 0, 0.0
-    sums = np.zeros(1 + len(metrics))
+    sums = np.zeros((2, 1 + len(metrics)), dtype=np.int64)
     for portion in feed.epoch(0, share):
         rows += portion.rows
         if not metrics:
@@ -40,23 +46,23 @@ def evaluate(
     if not metrics:
         return {"loss": total / rows}
     copies = world.size // replica.data_size  # ranks that computed the same rows
-    means = world.all_reduce(sums) / (copies * rows)
+    sums = world.all_reduce(sums)
+    means = np.where(sums[1] > 0, np.nan, sums[0] / 2.0**_BITS / (copies * rows))
     return {"loss": float(means[0]), **{name: float(mean) for name, mean in zip(metrics, means[1:], strict=True)}}
 
 
-def predict(replica: Replica, feed: Feed, mover: Mover, recipe: Recipe, world: Collective) -> Any:
+def predict(replica: Replica, feed: Feed, share: Share, mover: Mover, recipe: Recipe, world: Collective) -> Any:
     """Collective. Return the outputs for all rows in order: a tensor, or a tuple or mapping of them."""
-    share = Share(replica.data_rank, replica.data_size, 1)
     owners = _owners(world.all_gather(replica.data_rank))
     found: list[list[Array]] = []
     shape: Any = None
     for portion in feed.epoch(0, share):
-        outputs = []
+        outputs: list[list[Array]] = []
         for piece, batch in zip(portion.pieces, portion.batches, strict=True):
             output = replica.predict_step(mover.moved(inputs_of(batch, recipe.loss is not None)))
             parts, shape = _flat(output)
-            outputs = [to_array(part)[: None if piece.weight else 0] for part in parts]
-        gathered = [world.all_gather(part) for part in outputs]
+            outputs.append([to_array(part)[: None if piece.weight else 0] for part in parts])
+        gathered = [world.all_gather(np.concatenate(pieces)) for pieces in zip(*outputs, strict=True)]
         found.append([np.concatenate([ranks[owner] for owner in owners]) for ranks in gathered])
     if not found:
         raise UserError("there are no rows to predict")
@@ -67,8 +73,8 @@ def predict(replica: Replica, feed: Feed, mover: Mover, recipe: Recipe, world: C
 
 
 def _measured(replica: Replica, portion: Portion, mover: Mover, recipe: Recipe, metrics: Mapping[str, Metric]) -> Array:
-    """Return this rank's sums over rows of the loss and of every metric."""
-    sums = np.zeros(1 + len(metrics))
+    """Return this rank's sums over rows of the loss and every metric in units of 2^-32, and how many were not finite."""
+    sums = np.zeros((2, 1 + len(metrics)), dtype=np.int64)
     for piece, batch in zip(portion.pieces, portion.batches, strict=True):
         inputs, target = (mover.moved(part) for part in split(batch))
         output = replica.predict_step(inputs)
@@ -76,7 +82,10 @@ def _measured(replica: Replica, portion: Portion, mover: Mover, recipe: Recipe, 
             continue
         with torch.no_grad():
             values = [scalar_loss(recipe.loss(output, target), "loss function"), *(f(output, target) for f in metrics.values())]
-        sums += np.array([float(value) for value in values]) * piece.weight * portion.rows
+        counted = np.array([float(value) for value in values]) * piece.weight * portion.rows
+        finite = np.isfinite(counted)
+        sums[0] += np.round(np.where(finite, counted, 0.0) * 2.0**_BITS).astype(np.int64)
+        sums[1] += ~finite
     return sums
 
 

@@ -13,6 +13,7 @@ from .. import environment
 from ..contracts import Entry, Recipe, Replica, Session, State, Strategy
 from ..errors import UserError
 from ..parallel import connections
+from ..parallel.exact import Exact
 from ..parallel.failure import shared_failure
 from ..parallel.strategies import strategy_of
 from .batches import Mover
@@ -29,7 +30,7 @@ MakeOptimizer = Callable[[Sequence[torch.nn.Parameter]], torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 Metric = Callable[[Any, Any], Any]
 _PRECISIONS = ("fp32", "bf16", "fp16")
-_AVERAGED = ("single", "ddp", "horovod", "fsdp", "tensor")
+_AVERAGED = ("single", "ddp", "exact", "horovod", "fsdp", "tensor")
 
 
 @final
@@ -41,7 +42,7 @@ class Trainer:
         loss: `loss(output, target)` -> mean over the rows, as torch's; None: the module takes the whole batch, a tuple as its
             arguments and a mapping as keywords, and returns its loss (a scalar, `.loss` or `["loss"]`).
         optimizer: makes the optimizer of the parameters, e.g. `lambda params: torch.optim.AdamW(params, lr=3e-4)`.
-        strategy: a name (single, ddp, horovod, zero1, zero2, zero3, fsdp, pipeline, tensor, auto) or an object of
+        strategy: a name (single, ddp, exact, horovod, zero1, zero2, zero3, fsdp, pipeline, tensor, auto) or an object of
             `phalanx.parallel`; default: ddp, or single on one rank. `phalanx run --strategy` wins over it.
         precision: of the computation; weights stay in fp32. fp16 scales the loss.
         accumulate: micro-batches that a rank computes for one step, to save memory; the result is that of one large batch.
@@ -102,6 +103,11 @@ class Trainer:
         self.strategy = strategy_of(chosen)
         if ema is not None and self.strategy.name not in _AVERAGED:
             raise UserError(f"ema is not there for strategy '{self.strategy.name}'; it is for {', '.join(_AVERAGED)}")
+        self._evaluation_pieces = 1
+        if isinstance(self.strategy, Exact):
+            if accumulate != 1:
+                raise UserError("strategy 'exact' has micro_batches in place of accumulate")
+            accumulate = self._evaluation_pieces = self.strategy.share(self.world.size)
         device = torch.device(self.session.device)
         if channels_last:
             self.module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -236,7 +242,7 @@ class Trainer:
         loading = Loading(batch_size or self._batch_size, False, collate=collate)
         with shared_failure(self.world), self._averaged():
             feed = feed_of(data, loading, seed=self.seed, training=False)
-            return evaluate(self.replica, feed, self._mover, self._recipe, self._metrics, self.world)
+            return evaluate(self.replica, feed, self._evaluation_share(), self._mover, self._recipe, self._metrics, self.world)
 
     def predict(self, data: Any, *, batch_size: int | None = None, collate: Collate | None = None) -> Any:
         """Collective. Return the module's outputs for all rows, in their order, on every rank, on the CPU.
@@ -249,7 +255,7 @@ class Trainer:
         loading = Loading(batch_size or self._batch_size or 256, False, collate=collate)
         with shared_failure(self.world), self._averaged():
             feed = feed_of(data, loading, seed=self.seed, training=False)
-            return predict(self.replica, feed, self._mover, self._recipe, self.world)
+            return predict(self.replica, feed, self._evaluation_share(), self._mover, self._recipe, self.world)
 
     def export(self, folder: str | Path | None = None) -> Path | None:
         """Collective. Write the full weights as `model.safetensors`; return its path on rank 0, None on others.
@@ -294,6 +300,9 @@ class Trainer:
         if self._replica is not None:
             self._replica.close()
             self._replica = None
+
+    def _evaluation_share(self) -> Share:
+        return Share(self.replica.data_rank, self.replica.data_size, self._evaluation_pieces)
 
     def _averaged(self) -> AbstractContextManager[Any]:
         self.replica  # noqa: B018 - the average is made with it
