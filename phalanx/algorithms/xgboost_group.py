@@ -17,7 +17,7 @@ from xgboost.tracker import RabitTracker
 
 from .. import environment
 from ..contracts import Array, Collective
-from ..errors import AlgorithmError, PhalanxError, PlatformError, UserError, from_record, to_record
+from ..errors import AlgorithmError, PhalanxError, PlatformError, Stopped, UserError, from_record, to_record
 from ..parallel.collective import together
 from .xgboost_sockets import Connections
 
@@ -69,7 +69,8 @@ def in_group(world: Collective, body: Callable[[], T]) -> T:
         except Exception as error:
             _let_go(error)
             own = translated(error)
-        stays = own is not None and connections.reset(int(arguments["dmlc_tracker_port"]))
+        is_failure = own is not None and not isinstance(own, Stopped)  # all stop at one step, and some may not be there yet
+        stays = is_failure and connections.reset(int(arguments["dmlc_tracker_port"]))
         if not stays:
             _leave()
         try:
