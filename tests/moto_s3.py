@@ -41,7 +41,11 @@ def serve(between: Callable[[App], App] | None = None) -> Iterator[str]:
 
 
 def use(endpoint: str, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point this process's S3 clients to `endpoint` and make the bucket."""
+    """Point this process's S3 clients to `endpoint` and make the bucket.
+
+    File systems are kept by fsspec, whatever the variables say by then: those of other endpoints are forgotten.
+    """
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
     settings = {
         "AWS_ENDPOINT_URL": endpoint,
         "AWS_ACCESS_KEY_ID": "testing-id",
