@@ -8,11 +8,14 @@ hand-written loops are those of the tutorials: DistributedDataParallel or a deep
 
 from __future__ import annotations
 
+import sys
+
+sys.path.append(sys.path.pop(0))  # a file here has the name of the xgboost library, which DeepSpeed loads
+
 import argparse
 import json
 import statistics
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
