@@ -37,6 +37,12 @@ _BUILT_IN = {
         "web-scale k-means clustering",
         preload=("phalanx.algorithms.kmeans", "phalanx.algorithms.kernels.stream"),
     ),
+    "linear_learner": Entry(
+        "phalanx.algorithms.linear_learner:LinearLearner",
+        "linear models for classes and numbers, many candidates in one pass",
+        hyperparameters="phalanx.algorithms.linear_learner_hyperparameters:LinearLearnerHyperparameters",
+        preload=("phalanx.algorithms.linear_learner_fit",),
+    ),
     "xgboost": Entry(
         "phalanx.algorithms.xgboost:XGBoost",
         "gradient boosted trees",

@@ -1,0 +1,62 @@
+"""Loops of the linear learner over sparse rows, each in O(nnz · M), and over the rows of requests.
+
+Sums over rows add numbers on a common grid (`phalanx.algorithms.fixed_point`), which is exact in any order; so no fast-math
+flag that reorders. The kernels have explicit signatures: they are compiled, or loaded from numba's cache, on import.
+
+Legend of shapes: N rows, D columns, M score columns (candidates times outputs).
+"""
+
+# mypy: disable-error-code="no-untyped-def, untyped-decorator"
+
+from __future__ import annotations
+
+from numba import njit
+
+
+@njit("void(i8[::1], i8[::1], f4[::1], f8[:, ::1], f8[:, ::1])", nogil=True, cache=True)
+def sparse_scores(indptr, indices, values, weights, out):
+    """Write the products of sparse rows with `weights` (D, M), added to what `out` (N, M) holds, into `out`."""
+    for i in range(out.shape[0]):
+        if out.shape[1] == 1:
+            total = out[i, 0]
+            for place in range(indptr[i], indptr[i + 1]):
+                total += values[place] * weights[indices[place], 0]
+            out[i, 0] = total
+        else:
+            for place in range(indptr[i], indptr[i + 1]):
+                value = values[place]
+                j = indices[place]
+                for m in range(out.shape[1]):
+                    out[i, m] += value * weights[j, m]
+
+
+@njit("void(f4[:, ::1], f8[:, ::1], f8[:, ::1])", nogil=True, cache=True)
+def dense_scores(rows, weights, out):
+    """As `sparse_scores`, of dense rows (N, D); zeros change nothing, so both answer alike."""
+    for i in range(out.shape[0]):
+        for j in range(rows.shape[1]):
+            value = rows[i, j]
+            for m in range(out.shape[1]):
+                out[i, m] += value * weights[j, m]
+
+
+@njit("void(i8[::1], i8[::1], f4[::1], f8[:, ::1], f8[::1], f8[::1], f8[:, ::1])", nogil=True, cache=True)
+def sparse_gradient(indptr, indices, values, slopes, of_column, of_score, out):
+    """Add `rowsᵀ · slopes` (D, M) to `out`, every product rounded to the grid of anchor `of_column[j] * of_score[m]`."""
+    for i in range(slopes.shape[0]):
+        for place in range(indptr[i], indptr[i + 1]):
+            value = values[place]
+            j = indices[place]
+            for m in range(slopes.shape[1]):
+                anchor = of_column[j] * of_score[m]
+                out[j, m] += (value * slopes[i, m] + anchor) - anchor
+
+
+@njit("void(i8[::1], f4[::1], f8[::1], f8[::1], f8[:, ::1])", nogil=True, cache=True)
+def sparse_moments(indices, values, anchors, square_anchors, out):
+    """Add values (row 0) and squares (row 1) of sparse rows by column to `out` (2, D), on the grids of the anchors (D,)."""
+    for place in range(values.shape[0]):
+        j = indices[place]
+        value = float(values[place])
+        out[0, j] += (value + anchors[j]) - anchors[j]
+        out[1, j] += (value * value + square_anchors[j]) - square_anchors[j]

@@ -1,0 +1,275 @@
+"""One training of the linear learner: survey, passes or mini-batches, choice of the best candidate, evaluation.
+
+Legend of shapes: N rows, D columns, P candidates, K outputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from ..contracts import Array, Entry, Session, State
+from ..errors import UserError, nearest
+from . import linear_learner_metrics as measures
+from .linear_learner import default_threshold, probabilities
+from .linear_learner_candidates import class_weights, grid_of
+from .linear_learner_data import Piece, Reader, copies
+from .linear_learner_descent import Descent, Schedule
+from .linear_learner_hyperparameters import LinearLearnerHyperparameters
+from .linear_learner_losses import loss_of
+from .linear_learner_objective import Objective, scores
+from .linear_learner_solver import Penalty, Solver
+
+if TYPE_CHECKING:
+    from .linear_learner import LinearLearner
+
+_SPARE = 64  # channels beside train may have more rows, and every rank may see them all
+_CALIBRATED_NUMBERS = 1 << 28  # scores that are held for the choice
+
+
+@final
+class Training:
+    """One call of `fit`.
+
+    Args:
+        session: of the job.
+        wanted: hyperparameters.
+        restored: what `state_dict` gave, to go on from.
+    """
+
+    def __init__(self, session: Session, wanted: LinearLearnerHyperparameters, restored: State | None) -> None:
+        self._session = session
+        self._wanted = wanted
+        _check_channels(session, wanted)
+        self._train = session.channels["train"]
+        self._reader = Reader(session, wanted)
+        self._survey = survey = self._reader.survey(keep=wanted.solves)
+        self._validated = "validation" in session.channels and session.channels["validation"].rows > 0
+        rows = self._train.rows
+        self._candidates = candidates = grid_of(wanted, survey, validated=self._validated, rows=rows)
+        self._objective = Objective(
+            session.world,
+            loss_of(wanted),
+            class_weights(wanted, survey, candidates),
+            threads=session.threads,
+            largest=survey.largest,
+            largest_label=survey.largest_label + wanted.margin,
+            largest_weight=survey.largest_weight,
+            addends=max(rows, 1) * _SPARE,
+        )
+        bias_wd = 0.0 if wanted.bias_wd_mult == "auto" else wanted.bias_wd_mult
+        self._penalty = Penalty(candidates.wd, candidates.l1, bias_wd, wanted.use_bias)
+        self._step = 0
+        self._per_epoch = -(-rows // wanted.mini_batch_size)
+        self._state: Solver | Descent = (
+            Solver(self._train.columns or 0, self._penalty, wanted.outputs) if wanted.solves else self._descent()
+        )
+        if restored is not None:
+            self._step = int(restored["step"].value)
+            self._state.load_state_dict({name[6:]: e for name, e in restored.items() if name.startswith("state/")})
+
+    def state_dict(self) -> State:
+        """Return the step and what the next one depends on."""
+        inner = {f"state/{name}": entry for name, entry in self._state.state_dict().items()}
+        return {"step": Entry(self._step), **inner}
+
+    def run(self, model: LinearLearner) -> None:
+        """Collective. Train to the end; write the result into `model`."""
+        if isinstance(self._state, Solver):
+            self._solve(model, self._state)
+        else:
+            self._descend(model, self._state)
+        if model.weights is None:
+            self._finish(model)
+
+    def _solve(self, model: LinearLearner, solver: Solver) -> None:
+        wanted = self._wanted
+        while len(solver.active) and self._step < wanted.max_passes:
+            active = solver.active
+            losses, gradients, weight = self._objective.sums(solver.trial[:, active], active, self._pieces("train"))
+            solver.advance(losses / max(weight, 1e-300), gradients / max(weight, 1e-300), wanted.solver_tolerance)
+            self._step += 1
+            metrics = {"train:objective_loss": float(solver.loss.min())}
+            if not len(solver.active) or self._step == wanted.max_passes:
+                metrics |= self._finish(model)
+            self._session.report(self._step, metrics, rows=self._train.rows)
+
+    def _descend(self, model: LinearLearner, descent: Descent) -> None:
+        wanted = self._wanted
+        for epoch in range(self._step // self._per_epoch, wanted.epochs):
+            if not len(descent.active):
+                return
+            number = epoch * self._per_epoch
+            for batch in self._reader.batches("train", wanted.mini_batch_size, epoch, shuffle=True):
+                number += 1
+                if number <= self._step:
+                    continue
+                metrics, rows = (
+                    self._learn(descent, self._reader.piece(self._train, wanted.mini_batch_size, batch, self._survey.scaler)),
+                    wanted.mini_batch_size,
+                )
+                self._step = number
+                if number % self._per_epoch == 0:
+                    rows = self._train.rows - rows * (self._per_epoch - 1)
+                    metrics |= self._end_epoch(descent)
+                    if epoch + 1 == wanted.epochs or not len(descent.active):
+                        metrics |= self._finish(model)
+                self._session.report(number, metrics, rows=rows)
+
+    def _learn(self, descent: Descent, piece: Piece) -> dict[str, float]:
+        active = descent.active
+        losses, gradients, weight = self._objective.sums(descent.weights[:, active], active, [piece] if len(piece) else [])
+        weight = max(weight, 1e-300)
+        descent.epoch_loss[active] += losses
+        descent.epoch_weight += weight
+        descent.advance(gradients / weight)
+        return {"train:objective_loss": _least(losses / weight)}
+
+    def _end_epoch(self, descent: Descent) -> dict[str, float]:
+        """Collective. Judge every candidate that goes on."""
+        active, wanted = descent.active, self._wanted
+        values, metrics = np.full(len(descent.done), np.inf), {}
+        if self._validated:
+            values[active] = self._losses("validation", descent.weights[:, active], active)
+            metrics = {"validation:objective_loss": _least(values)}
+        else:
+            values[active] = descent.epoch_loss[active] / descent.epoch_weight
+        descent.judge(values, wanted.early_stopping_tolerance, wanted.early_stopping_patience)
+        descent.epoch_loss[:], descent.epoch_weight = 0.0, 0.0
+        return metrics
+
+    def _losses(self, name: str, weights: Array, active: Array) -> Array:
+        """Collective. Return the mean losses of candidates on a channel."""
+        losses, _, weight = self._objective.sums(weights, active, self._pieces(name), gradients=False)
+        return losses / max(weight, 1e-300)
+
+    def _pieces(self, name: str) -> Iterable[Piece]:
+        if name == "train" and self._survey.pieces is not None:
+            return self._survey.pieces
+        return self._reader.pieces(name, self._survey.scaler)
+
+    # The end.
+
+    def _finish(self, model: LinearLearner) -> dict[str, float]:
+        """Collective. Choose the best candidate, make the model of it, measure it on the other channels."""
+        state, wanted = self._state, self._wanted
+        weights = state.weights if isinstance(state, Solver) else state.best
+        by = "validation" if self._validated else "train"
+        if isinstance(state, Descent) and not np.isfinite(state.best_value).any():
+            raise UserError("the loss of every candidate is infinite: lower learning_rate, or leave normalize_data=true")
+        best, threshold = 0, default_threshold(wanted)
+        everyone = np.arange(weights.shape[1])
+        criterion = wanted.binary_classifier_model_selection_criteria
+        by_loss = wanted.predictor_type != "binary_classifier" or criterion in ("cross_entropy_loss", "loss_function")
+        if by_loss and len(everyone) > 1:
+            best = int(np.argmin(self._losses(by, weights, everyone)))
+        if not by_loss and (self._validated or len(everyone) > 1 or criterion != "accuracy"):
+            best, threshold = self._calibrated(by, weights)
+        model.weights = self._survey.scaler.folded(weights[:, best])
+        model.threshold, model.chosen = threshold, self._candidates.described(best)
+        if self._session.world.rank == 0 and len(everyone) > 1:
+            print(f"Best model found for hyperparameters: {json.dumps(model.chosen)}", flush=True)
+        metrics: dict[str, float] = {}
+        for name in [name for name in ("validation", "test") if name in self._session.channels]:
+            loss = float(self._losses(name, weights[:, [best]], np.array([best]))[0])
+            z, label = self._collected(name, weights[:, [best]], self._session.channels[name].rows)
+            metrics |= {f"{name}:{metric}": value for metric, value in self._measured(z, label, threshold, loss).items()}
+        return metrics
+
+    def _measured(self, z: Array, label: Array, threshold: float, loss: float) -> dict[str, float]:
+        wanted, scaler = self._wanted, self._survey.scaler
+        values = {"objective_loss": loss}
+        if wanted.predictor_type == "binary_classifier":
+            return values | measures.binary(probabilities(z, wanted)[:, 0], label, threshold, wanted.f_beta)
+        if wanted.predictor_type == "multiclass_classifier":
+            return values | measures.multiclass(z, label, wanted)
+        return values | measures.regression(
+            z[:, 0] * scaler.label_deviation + scaler.label_mean, label * scaler.label_deviation + scaler.label_mean
+        )
+
+    def _calibrated(self, name: str, weights: Array) -> tuple[int, float]:
+        """Collective. Return the candidate and the threshold with the best criterion."""
+        wanted = self._wanted
+        most = min(wanted.num_calibration_samples, max(_CALIBRATED_NUMBERS // weights.shape[1], 1))
+        z, label = self._collected(name, weights, most)
+        if not len(label):
+            return 0, default_threshold(wanted)
+        found = [measures.calibrate(score, label, wanted) for score in probabilities(z, wanted).T]
+        best = max(range(len(found)), key=lambda number: found[number][1])
+        return best, found[best][0]
+
+    def _collected(self, name: str, weights: Array, most: int) -> tuple[Array, Array]:
+        """Collective. Return scores (n, P·K) and labels (n,) of at most `most` rows of a channel."""
+        flat = weights.reshape(len(weights), -1)
+        world, shard = self._session.world, self._session.channels[name]
+        found, labels, left = [np.zeros((0, flat.shape[1]))], [np.zeros(0)], most // (world.size // copies(world, shard))
+        for piece in self._pieces(name):
+            taken = min(len(piece), left)
+            left -= taken
+            found.append(scores(piece.features, flat, piece.block)[:taken])
+            labels.append(piece.label[:taken])
+        z, label = np.concatenate(found), np.concatenate(labels)
+        if copies(world, shard) == 1 and world.size > 1:
+            return np.concatenate(world.all_gather(z)), np.concatenate(world.all_gather(label))
+        return z, label
+
+    def _descent(self) -> Descent:
+        wanted = self._wanted
+        shape = ((self._train.columns or 0) + 1, len(self._candidates.wd), wanted.outputs)
+        generator = np.random.Generator(np.random.Philox(key=self._session.seed & (2**64 - 1)))
+        single = (shape[0], 1, shape[2])  # all candidates begin alike
+        if wanted.init_method == "uniform":
+            weights = generator.uniform(-wanted.init_scale, wanted.init_scale, single)
+        else:
+            weights = generator.normal(0.0, wanted.init_sigma, single)
+        weights[-1] = wanted.init_bias if wanted.use_bias else 0.0
+        method = "adam" if wanted.optimizer == "auto" else wanted.optimizer
+        return Descent(
+            np.repeat(weights, shape[1], axis=1),
+            self._penalty,
+            self._schedule(),
+            method,
+            _or(wanted.momentum, 0.9),
+            (_or(wanted.beta_1, 0.9), _or(wanted.beta_2, 0.999)),
+            _or(wanted.bias_lr_mult, 1.0),
+        )
+
+    def _schedule(self) -> Schedule:
+        wanted, rates = self._wanted, self._candidates.rate
+        if not wanted.use_lr_scheduler:
+            return Schedule(rates, 1, 1.0, 0.0)
+        steps = self._per_epoch * wanted.epochs
+        every = max(1, steps // 100) if wanted.lr_scheduler_step == "auto" else wanted.lr_scheduler_step
+        factor = 0.01 ** (every / max(steps, 1)) if wanted.lr_scheduler_factor == "auto" else wanted.lr_scheduler_factor
+        return Schedule(rates, every, factor, _or(wanted.lr_scheduler_minimum_lr, 1e-5))
+
+
+def _or(value: float | str, default: float) -> float:
+    return default if isinstance(value, str) else value
+
+
+def _least(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.min()) if len(finite) else float(np.finfo(np.float64).max)
+
+
+def _check_channels(session: Session, wanted: LinearLearnerHyperparameters) -> None:
+    train = session.channels.get("train")
+    if train is None:
+        raise UserError(f"linear_learner needs a channel 'train'; {nearest('train', session.channels)}")
+    if train.rows == 0:
+        raise UserError("channel 'train' has no rows")
+    for name in [name for name in ("train", "validation", "test") if name in session.channels]:
+        columns = session.channels[name].columns
+        if columns is None:
+            raise UserError(f"linear_learner needs rows of numbers, channel '{name}' holds text or JSON records")
+        if columns > (train.columns or 0):
+            raise UserError(f"channel '{name}' has {columns} features where channel 'train' has {train.columns}")
+    if wanted.feature_dim not in ("auto", train.columns):
+        raise UserError(
+            f"feature_dim={wanted.feature_dim} but channel 'train' has {train.columns} features; "
+            "leave feature_dim out to take it from the data"
+        )
