@@ -13,8 +13,8 @@ from typing import Any, Protocol, final
 from . import environment, hyperparameters, registry, storage
 from .contracts import Event, Json, Launcher, WorkerSpec
 from .data.channel import Channel, says
-from .errors import UserError, nearest
-from .parallel.strategies import STRATEGIES
+from .errors import UserError
+from .parallel.strategies import STRATEGIES, parsed
 from .scripts import artifact, source
 from .scripts.metrics import Keep, Scraper, definitions
 from .scripts.plan import Folders, Plan
@@ -310,9 +310,7 @@ def _anywhere(channel: Channel) -> Channel:
 def _strategy(name: str | None) -> str | None:
     if name is None:
         return None
-    if name not in STRATEGIES:
-        raise UserError(f"there is no strategy '{name}'; {nearest(str(name), STRATEGIES)}")
-    home = STRATEGIES[name]
+    home = STRATEGIES[parsed(name)[0]]
     missing = [module for module in home.needs if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"strategy '{name}' needs {', '.join(missing)}: {home.how}")

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import yaml
+
 from ..contracts import Strategy
 from ..errors import UserError, nearest
 
@@ -42,6 +44,8 @@ STRATEGIES: Mapping[str, Home] = {
 def strategy_of(given: str | Strategy, options: Mapping[str, Any] | None = None) -> Strategy:
     """Return the strategy of a name, with `options` of its class; an object is returned as it is.
 
+    Options may stand behind the name too: "pipeline:stages=4,micro_batches=8".
+
     Raises:
         UserError: no such strategy or option (with the nearest name), or what it needs is not installed (with the command).
     """
@@ -49,16 +53,36 @@ def strategy_of(given: str | Strategy, options: Mapping[str, Any] | None = None)
         if isinstance(given, type) or getattr(given, "prepare", None) is None:
             raise UserError(f"strategy must be a name or an object as phalanx.parallel.DDP(), not {given!r}")
         return given
-    home = STRATEGIES.get(given)
-    if home is None:
-        raise UserError(f"there is no strategy '{given}'; {nearest(given, STRATEGIES)}")
+    given, behind = parsed(given)
+    options = {**behind, **(options or {})}
+    home = STRATEGIES[given]
     missing = [module for module in home.needs if importlib.util.find_spec(module) is None]
     if missing:
         raise UserError(f"strategy '{given}' needs {', '.join(missing)}: {home.how}")
     cls = getattr(importlib.import_module(f"{__package__}.{home.module}"), home.cls)
     known = {f.name for f in fields(cls)}
-    for name in options or {}:
+    for name in options:
         if name not in known:
             raise UserError(f"strategy '{given}' has no option '{name}'; {nearest(name, known)}")
-    made: Strategy = cls(**{**home.options, **(options or {})})
+    made: Strategy = cls(**{**home.options, **options})
     return made
+
+
+def parsed(text: str) -> tuple[str, dict[str, Any]]:
+    """Return name and options of "name" or "name:option=value,option=value"; values as YAML has them.
+
+    Raises:
+        UserError: no such strategy (with the nearest name), or something else stands behind the name.
+    """
+    name, colon, behind = text.partition(":")
+    if name not in STRATEGIES:
+        raise UserError(f"there is no strategy '{name}'; {nearest(name, STRATEGIES)}")
+    options: dict[str, Any] = {}
+    for item in behind.split(",") if colon else []:
+        key, equals, value = item.partition("=")
+        if not equals or not key.strip():
+            raise UserError(
+                f"strategy '{text}': behind the name stand options as {name}:option=value,option=value, not '{item}'"
+            )
+        options[key.strip()] = yaml.safe_load(value)
+    return name, options

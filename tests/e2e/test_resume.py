@@ -168,6 +168,17 @@ def test_another_number_of_workers_goes_on(workers: int, data: Path, tmp_path: P
     assert artifact(tmp_path, "job") == whole("kmeans")
 
 
+@pytest.mark.slow
+def test_a_script_ends_with_the_same_bytes_on_other_workers(data: Path, tmp_path: Path) -> None:
+    """Strategy exact: one worker from beginning to end, and two that are stopped and gone on with by three."""
+    job("script", data, tmp_path, "one", strategy="exact:micro_batches=6", workers=1).run(progress=False)
+    running = job("script", data, tmp_path, "job", strategy="exact:micro_batches=6", workers=2)
+    with pytest.raises(Stopped):
+        running.run(progress=At(30, running.stop))
+    job("script", data, tmp_path, "job", strategy="exact:micro_batches=6", workers=3, resume=True).run(progress=False)
+    assert artifact(tmp_path, "job") == artifact(tmp_path, "one")
+
+
 def test_a_damaged_checkpoint_is_passed_over(data: Path, tmp_path: Path, whole: Callable[[str], bytes]) -> None:
     running = job("kmeans", data, tmp_path, "job")
     with pytest.raises(Stopped):
