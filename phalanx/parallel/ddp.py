@@ -80,8 +80,10 @@ class _Counted(torch.nn.Module):
 
     def forward(self, inputs: Any, target: Any, weight: float) -> torch.Tensor:
         """Return `weight` times the mean loss, (1,)."""
-        loss: torch.Tensor = self.objective(inputs, target) * weight
-        return loss + self.total * loss.detach()
+        loss: torch.Tensor = self.objective(inputs, target)
+        if weight != 1:
+            loss = loss * weight
+        return torch.addcmul(loss, self.total, loss.detach())
 
 
 @final
