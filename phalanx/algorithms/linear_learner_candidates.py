@@ -49,6 +49,8 @@ def grid_of(wanted: LinearLearnerHyperparameters, survey: Survey, *, validated: 
     wd = centre * wd_scale if wanted.wd == "auto" else np.full(count, float(wanted.wd))
     l1 = np.where(with_l1, centre * wd_scale / 10, 0.0) if wanted.l1 == "auto" else np.full(count, float(wanted.l1))
     first = _RATES["adam" if wanted.optimizer == "auto" else wanted.optimizer]
+    if wanted.optimizer != "sgd":  # a step moves a weight by about the rate: few steps must be long
+        first = max(first, min(0.3, 10 / max(wanted.epochs * -(-rows // wanted.mini_batch_size), 1)))
     powers = np.array([0.0, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, -2.0])[number % 8]
     rate = first * 10.0**powers if wanted.learning_rate == "auto" else np.full(count, float(wanted.learning_rate))
     return Candidates(rate=rate, wd=wd, l1=l1, positive_weight=_positive(wanted, survey, number))

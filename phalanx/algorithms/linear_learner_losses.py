@@ -30,12 +30,17 @@ class Logistic:
     """log(1 + exp(-z)) for label 1, log(1 + exp(z)) for label 0."""
 
     def evaluate(self, z: Array, y: Array) -> tuple[Array, Array]:
-        sign = (1 - 2 * y)[:, None, None]
-        turned = z * sign
+        sign = (1 - 2 * y).astype(np.float32)[:, None, None]  # float32 is enough: sums of losses and slopes are float64
+        turned = z.astype(np.float32)
+        turned *= sign
         small = np.exp(-np.abs(turned))
-        loss = np.maximum(turned, 0) + np.log1p(small)
-        slope = np.where(turned > 0, 1.0, small) / (1 + small) * sign
-        return loss[:, :, 0], slope
+        loss = np.maximum(turned, 0)
+        below = 1 + small
+        loss += np.log(below)
+        np.copyto(small, 1, where=turned > 0)
+        small /= below
+        small *= sign
+        return loss[:, :, 0], small
 
     def largest_slope(self, gap: Array) -> Array:
         return np.ones_like(gap)
@@ -67,7 +72,7 @@ class Softmax:
 
     def evaluate(self, z: Array, y: Array) -> tuple[Array, Array]:
         at = y.astype(np.int64)[:, None, None]
-        shifted = z - z.max(axis=2, keepdims=True)
+        shifted = (z - z.max(axis=2, keepdims=True)).astype(np.float32)
         own = np.take_along_axis(shifted, at, axis=2)
         np.exp(shifted, out=shifted)
         total = shifted.sum(axis=2, keepdims=True)

