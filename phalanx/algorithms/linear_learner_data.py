@@ -51,7 +51,9 @@ class Scaler:
         if isinstance(rows, Csr):
             values = (rows.values / self.deviation[rows.indices]).astype(np.float32)
             return Csr(rows.indptr.astype(np.int64), rows.indices.astype(np.int64), values, rows.columns)
-        return np.ascontiguousarray((rows - self.mean) * (1 / self.deviation), dtype=np.float32)
+        found = np.subtract(rows, self.mean.astype(np.float32), dtype=np.float32)  # the mean is a float32 number
+        found *= (1 / self.deviation).astype(np.float32)
+        return np.ascontiguousarray(found)
 
     def label(self, label: Array) -> Array:
         """Return labels normalised, float64."""
@@ -261,7 +263,7 @@ class _Moments:
         around = self._sums[0] / max(self._rows, 1)
         variance = np.maximum(self._sums[1] / max(self._rows, 1) - around**2, 0)
         deviation = np.sqrt(variance)
-        mean = shift + around
+        mean = (shift + around).astype(np.float32).astype(np.float64)
         deviation[deviation <= 1e-7 * np.abs(mean)] = 1.0  # constant
         regression = wanted.predictor_type == "regressor"
         unbias = (wanted.unbias_data in ("auto", True)) and wanted.use_bias and not sparse

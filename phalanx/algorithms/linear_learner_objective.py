@@ -21,7 +21,8 @@ from .kernels.blas import single_threaded_blas
 from .linear_learner_data import Piece, rows_of
 from .linear_learner_losses import Loss
 
-_GROUP_NUMBERS = 1 << 17  # of features and of scores that a thread works on at once: they stay in its cache
+_GROUP_FEATURES = 1 << 20  # that a thread works on at once: they stay in a cache
+_GROUP_SCORES = 1 << 17
 _SPARSE_ROWS = 2048
 
 
@@ -229,9 +230,10 @@ def _groups(pieces: Iterable[Piece], width: int) -> Iterator[Piece]:
     """Cut pieces into groups of whole blocks that fit a cache."""
     for piece in pieces:
         if isinstance(piece.features, Csr):
-            size = max(_GROUP_NUMBERS // width, 64) if width > 128 else _SPARSE_ROWS
+            size = max(_GROUP_SCORES // width, 64) if width > 128 else _SPARSE_ROWS
         else:
-            size = max(_GROUP_NUMBERS // max(piece.features.shape[1], width) // piece.block, 1) * piece.block
+            size = min(_GROUP_FEATURES // piece.features.shape[1], _GROUP_SCORES // width)
+            size = max(size // piece.block, 1) * piece.block
         for start in range(0, len(piece), size):
             yield rows_of(piece, start, min(start + size, len(piece)))
 

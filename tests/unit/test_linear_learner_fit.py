@@ -156,7 +156,8 @@ def test_class_weights(tmp_path: Path) -> None:
     repeated = np.where(y > 0, 19, 1).astype(np.float32)
     by_row, _ = fitted(tmp_path, {"train": Rows(x, y, weight=repeated)}, predictor_type="binary_classifier")
     by_class, _ = fitted(tmp_path, rows, predictor_type="binary_classifier", positive_example_weight_mult=19.0)
-    assert by_row.weights is not None and by_class.weights is not None
+    assert by_row.weights is not None
+    assert by_class.weights is not None
     np.testing.assert_allclose(by_row.weights, by_class.weights, rtol=0.02, atol=0.02)
 
 
