@@ -43,6 +43,11 @@ _BUILT_IN = {
         hyperparameters="phalanx.algorithms.linear_learner_hyperparameters:LinearLearnerHyperparameters",
         preload=("phalanx.algorithms.linear_learner_fit",),
     ),
+    "random_cut_forest": Entry(
+        "phalanx.algorithms.random_cut_forest:RandomCutForest",
+        "anomaly scores from trees of random cuts",
+        preload=("phalanx.algorithms.random_cut_forest", "phalanx.algorithms.kernels.forest"),
+    ),
     "xgboost": Entry(
         "phalanx.algorithms.xgboost:XGBoost",
         "gradient boosted trees",

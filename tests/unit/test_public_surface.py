@@ -39,7 +39,7 @@ def test_errors_and_their_exit_codes() -> None:
 
 
 def test_algorithms() -> None:
-    assert set(registry.ALGORITHMS) == {"kmeans", "linear_learner", "xgboost"}
+    assert set(registry.ALGORITHMS) == {"kmeans", "linear_learner", "random_cut_forest", "xgboost"}
     assert [f.name for f in fields(registry.hyperparameters_of("kmeans"))] == [
         "k",
         "feature_dim",

@@ -1,0 +1,31 @@
+"""Random cut forest passes the conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from sklearn.datasets import make_blobs
+
+from phalanx.testing.algorithm_checks import AlgorithmChecks
+from phalanx.testing.sessions import Rows
+
+
+class TestRandomCutForest(AlgorithmChecks):
+    name = "random_cut_forest"
+    hyperparameters: ClassVar[dict[str, Any]] = {"num_trees": 50, "num_samples_per_tree": 16, "mini_batch_size": 400}
+    metrics = ("train:sampled_rows", "(validation|test):(f1|precision|recall|accuracy)")
+    exact_over_workers = True
+
+    def channels(self) -> dict[str, Rows]:
+        rows = make_blobs(1500, 4, centers=1, random_state=3)[0].astype(np.float32)
+        label = np.zeros(300, np.float32)
+        label[::50] = 1
+        test = rows[1200:].copy()
+        test[::50] += 20
+        return {"train": Rows(rows[:1200]), "test": Rows(test, label)}
+
+    def check_quality(self, metrics: Mapping[str, float]) -> None:
+        assert metrics["test:recall"] == 1
+        assert metrics["test:f1"] > 0.5
