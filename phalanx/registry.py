@@ -45,7 +45,7 @@ _BUILT_IN = {
     ),
     "random_cut_forest": Entry(
         "phalanx.algorithms.random_cut_forest:RandomCutForest",
-        "anomaly scores from trees of random cuts",
+        "anomaly scores from trees of random cuts (no shingles, no scoring of streams yet)",
         preload=("phalanx.algorithms.random_cut_forest", "phalanx.algorithms.kernels.forest"),
     ),
     "xgboost": Entry(

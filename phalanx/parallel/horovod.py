@@ -5,16 +5,18 @@ Sergeev & Del Balso, 2018, "Horovod: fast and easy distributed deep learning in 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, final
 
 import horovod.torch as hvd
 import torch
+from horovod.common.exceptions import HorovodInternalError
 
 from ..contracts import Collective, MicroBatch, Recipe, Replica, State, StepOutput
-from ..errors import UserError
+from ..errors import PlatformError, UserError
 from . import checkpointing, horovod_bootstrap
 from .objective import (
     Objective,
@@ -74,8 +76,9 @@ class HorovodReplica:
         self._world = world
         self._module = recipe.module.to(recipe.device)
         self._parameters = trainable(self._module)
-        hvd.broadcast_parameters(dict(self._module.named_parameters()), root_rank=0)
-        hvd.broadcast_parameters({n: b for n, b in self._module.named_buffers() if b.numel()}, root_rank=0)
+        with _in_contact():
+            hvd.broadcast_parameters(dict(self._module.named_parameters()), root_rank=0)
+            hvd.broadcast_parameters({n: b for n, b in self._module.named_buffers() if b.numel()}, root_rank=0)
         if recipe.activation_checkpointing:
             checkpointing.apply(self._module)
         self._objective = Objective(recipe)
@@ -106,8 +109,10 @@ class HorovodReplica:
             with autocast(recipe):
                 loss = self._called(micro.inputs, micro.target) * micro.weight
             losses.append(loss.detach())
-            self._scaler.scale(loss).backward()
-        total = self._collect(losses)
+            with _in_contact():
+                self._scaler.scale(loss).backward()
+        with _in_contact():
+            total = self._collect(losses)
         if self._scaler.is_enabled():
             self._scaler.unscale_(self._optimizer)
         else:
@@ -122,7 +127,8 @@ class HorovodReplica:
             for micro in micro_batches:
                 if micro.weight:
                     total += self._objective(micro.inputs, micro.target).double() * micro.weight
-        return float(hvd.allreduce(total, op=hvd.Sum, name="evaluation"))
+        with _in_contact():
+            return float(hvd.allreduce(total, op=hvd.Sum, name="evaluation"))
 
     def predict_step(self, inputs: Any) -> Any:
         """See `contracts.Replica`."""
@@ -195,3 +201,12 @@ class HorovodReplica:
 def _on_gradient(parameter: torch.nn.Parameter, act: Any) -> Any:
     register: Any = parameter.register_post_accumulate_grad_hook
     return register(lambda _: act())
+
+
+@contextlib.contextmanager
+def _in_contact() -> Iterator[None]:
+    """Within, Horovod's error about a rank that is gone is the platform's, in the words that `failure` knows."""
+    try:
+        yield
+    except HorovodInternalError as error:
+        raise PlatformError(f"lost contact with another worker: {error}") from error

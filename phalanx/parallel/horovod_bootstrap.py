@@ -6,6 +6,7 @@ lives in rank 0's process, listens where the other ranks can reach it, and takes
 
 from __future__ import annotations
 
+import atexit
 import secrets
 import socket
 import threading
@@ -104,6 +105,7 @@ def start(world: Collective, *, fusion_mb: float | None = None) -> None:
             hvd.init()
     except Exception as error:
         raise PlatformError(f"rank {world.rank} of {world.size} could not start Horovod: {error}") from error
+    atexit.register(stop)  # before Horovod's own, which would leave the server
 
 
 def stop() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ...data import kernels, recordio_kernels
-from . import kmeans
+from . import forest, kmeans, linear
 
 
 def main() -> None:
     """Compile all kernels into numba's cache, or load those that lie there."""
     kernels.warm_up()
     recordio_kernels.warm_up()
-    print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {kmeans.__name__}")  # the last by its import
+    by_import = ", ".join(module.__name__ for module in (forest, kmeans, linear))
+    print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {by_import}")
 
 
 if __name__ == "__main__":
