@@ -63,6 +63,10 @@ KeepOption = Annotated[int, typer.Option(help="Newest checkpoints that stay.")]
 SpotOption = Annotated[bool, typer.Option("--spot", help="The platform may take workers: interruptions are no failures.")]
 InterruptionsOption = Annotated[int, typer.Option(help="With --spot: interruptions after which the job goes on.")]
 WaitOption = Annotated[str | None, typer.Option(help="With --spot: stop after so long, waiting included: 2h.")]
+NoticeOption = Annotated[
+    list[str] | None,
+    typer.Option(help="With --spot: aws, gcp, azure or file:PATH says that this machine is taken; repeatable."),
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the job --name.")]
 
 
@@ -110,6 +114,7 @@ def train(
     spot: SpotOption = False,
     max_interruptions: InterruptionsOption = 10,
     max_wait: WaitOption = None,
+    notice: NoticeOption = None,
     resume: ResumeOption = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -134,7 +139,7 @@ def train(
         checkpoints=checkpoints,
         checkpoint_every=checkpoint_every,
         keep=keep,
-        spot=_spot(spot, max_interruptions, max_wait),
+        spot=_spot(spot, max_interruptions, max_wait, notice),
         resume=resume,
     )
     _run(job, as_json)
@@ -174,6 +179,7 @@ def run(
     spot: SpotOption = False,
     max_interruptions: InterruptionsOption = 10,
     max_wait: WaitOption = None,
+    notice: NoticeOption = None,
     resume: ResumeOption = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
@@ -219,7 +225,7 @@ def run(
         checkpoints=checkpoints,
         checkpoint_every=checkpoint_every,
         keep=keep,
-        spot=_spot(spot, max_interruptions, max_wait),
+        spot=_spot(spot, max_interruptions, max_wait, notice),
         resume=resume,
     )
     _run(script, as_json)
@@ -358,12 +364,15 @@ def _run(job: TrainingJob, as_json: bool) -> None:
     typer.echo(f"seconds   {result.training_seconds:.2f} training, {result.billable_seconds:.2f} billable")
 
 
-def _spot(on: bool, max_interruptions: int, max_wait: str | None) -> Spot | None:
+def _spot(on: bool, max_interruptions: int, max_wait: str | None, notices: list[str] | None) -> Spot | None:
     from .spot import Spot
 
     if not on:
+        if notices:
+            raise UserError("--notice is for jobs with --spot: add it")
         return None
-    return Spot(max_restarts=max_interruptions, max_wait_s=None if max_wait is None else _duration("--max-wait", max_wait))
+    limit = None if max_wait is None else _duration("--max-wait", max_wait)
+    return Spot(max_restarts=max_interruptions, max_wait_s=limit, notices=tuple(notices or ()))
 
 
 def _inputs(

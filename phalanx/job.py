@@ -26,6 +26,7 @@ from .checkpoint.store import checkpoints_at
 from .contracts import Event, Launcher, WorkerSpec
 from .data.channel import Channel
 from .errors import EXIT_SIGINT, EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
+from .launch.interruptions import InterruptionSource, Watch, source_of
 from .launch.local import LocalLauncher
 from .launch.supervise import Budget, Outcome, StopRequest, supervise
 from .provenance import code_and_versions
@@ -177,6 +178,7 @@ class _Request:
     launcher: Launcher
     checkpoints: Mapping[str, Any] | None  # as `trainer.saving.Saver` takes them
     spot: Spot | None
+    sources: Sequence[InterruptionSource]
 
 
 def _validated(job: TrainingJob) -> _Request:
@@ -202,6 +204,7 @@ def _validated(job: TrainingJob) -> _Request:
     files = {n: [file for url in channel.urls for file in storage.list_files(url)] for n, channel in inputs.items()}
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
     url = storage.join(job.output, name)
+    spot = _spot(job.spot)
     return _Request(
         name=name,
         url=url,
@@ -211,7 +214,8 @@ def _validated(job: TrainingJob) -> _Request:
         threads=job.threads_per_worker or max(1, cores // job.workers),
         launcher=launcher,
         checkpoints=_checkpoints(job, name, url),
-        spot=_spot(job.spot),
+        spot=spot,
+        sources=[] if spot is None else [source_of(text) for text in spot.notices],
     )
 
 
@@ -355,17 +359,19 @@ class _Run:
         }
         output = storage.local_path(job.output) if storage.is_local(job.output) else None
         spec = request.work.begin(spec, given, self._scratch, output, self._record.printed)
-        return supervise(
-            request.work.launcher(request.launcher),
-            spec,
-            budget=Budget(job.max_restarts, None if spot is None else spot.max_restarts),
-            stop=self._stop,
-            max_runtime_s=min(limits) if limits else None,
-            grace_s=GRACE_SECONDS if spot is None else spot.grace_s,
-            on_event=self._on_event,
-            on_group=self._record.group,
-            on_retry=self._on_retry,
-        )
+        with Watch(request.sources, lambda text: self._progress.status("Notices", storage.redact(text))) as watch:
+            return supervise(
+                request.work.launcher(request.launcher),
+                spec,
+                budget=Budget(job.max_restarts, None if spot is None else spot.max_restarts),
+                stop=self._stop,
+                max_runtime_s=min(limits) if limits else None,
+                grace_s=GRACE_SECONDS if spot is None else spot.grace_s,
+                on_event=self._on_event,
+                on_group=self._record.group,
+                on_retry=self._on_retry,
+                watch=watch,
+            )
 
     def _on_event(self, event: Event) -> None:
         body = event.body

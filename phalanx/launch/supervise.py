@@ -12,11 +12,13 @@ from typing import final
 
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
 from ..errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, PlatformError, Stopped, UserError, from_record
+from .interruptions import Notice, Watch
 from .starting import Starting
 
 _POLL_SECONDS = 0.1
 _DECLARE_SECONDS = 2.0  # after the first failure the other ranks may still declare theirs
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 60.0
+_LEAST_GRACE_S = 0.5
 _LOG_TAIL = 4096
 _SHOWN = 500  # characters
 
@@ -147,6 +149,7 @@ def supervise(
     on_event: Callable[[Event], None],
     on_group: Callable[[Sequence[Member], int], None],
     on_retry: Callable[[PhalanxError], None] = lambda error: None,
+    watch: Watch | None = None,
 ) -> Outcome:
     """Run a group to its end, restarting it within the budget.
 
@@ -160,13 +163,15 @@ def supervise(
         on_event: told of every event but failures.
         on_group: told of every new group and its attempt.
         on_retry: told why a group is to be started again.
+        watch: knows of notices of the platform: they interrupt the group, and none is started while one is in force.
     """
+    notice: Callable[[], Notice | None] = watch.notice if watch is not None else lambda: None
     limit = _Limit(stop, None if max_runtime_s is None else time.monotonic() + max_runtime_s)
     failures = interruptions = 0
     stopped = limit.reached()
     while stopped is None:
         restarts = failures + interruptions
-        attempt = _Attempt(replace(spec, attempt=restarts), limit, grace_s, on_event)
+        attempt = _Attempt(replace(spec, attempt=restarts), limit, grace_s, on_event, notice)
         error = attempt.run(launcher, on_group)
         stopped = attempt.stopped
         if stopped is not None:
@@ -178,6 +183,8 @@ def supervise(
             return Outcome(error, "Failed", restarts, interruptions)
         on_retry(error)
         stopped = limit.pause(decision.delay_s)
+        while stopped is None and notice() is not None:
+            stopped = limit.pause(_POLL_SECONDS)
         if stopped is None:
             is_interruption = isinstance(error, Interruption) and budget.max_interruptions is not None
             failures, interruptions = failures + (not is_interruption), interruptions + is_interruption
@@ -214,12 +221,21 @@ class _Limit:
 class _Attempt:
     """One group: starts it, waits until every worker has ended, and sees to it that they do."""
 
-    def __init__(self, spec: WorkerSpec, limit: _Limit, grace_s: float, on_event: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        limit: _Limit,
+        grace_s: float,
+        on_event: Callable[[Event], None],
+        notice: Callable[[], Notice | None],
+    ) -> None:
         self.stopped: Stopped | None = None
         self._spec = spec
         self._limit = limit
         self._grace_s = grace_s
         self._on_event = on_event
+        self._notice = notice
+        self._interruption: Interruption | None = None
         self._failures: list[Event] = []
         self._exits: list[Exit] = []
         self._left = spec.workers
@@ -230,11 +246,14 @@ class _Attempt:
         """Run the group to its end; return why it failed, None when it did not or was stopped."""
         logs = _Logs(self._spec.log_folder, self._spec.workers)
         try:
-            workers = Starting(launcher, self._spec).wait(lambda: self._limit.reached() is not None, _POLL_SECONDS)
+            workers = Starting(launcher, self._spec).wait(self._is_enough, _POLL_SECONDS)
         except PlatformError as error:
             return error
         if workers is None:
             self.stopped = self._limit.reached()
+            notice = self._notice()
+            if self.stopped is None:
+                return Interruption("worker group: interrupted while it started" if notice is None else _announced(notice))
             return None
         try:
             on_group(workers.members, self._spec.attempt)
@@ -242,10 +261,20 @@ class _Attempt:
                 for happened in workers.poll(_POLL_SECONDS):
                     self._take(happened)
                 self._check_limit(workers)
+                self._check_notice(workers)
                 self._check_failure(workers)
         finally:
             workers.close()
-        return None if self.stopped is not None else root_cause(self._failures, self._exits, logs.tail)
+        return None if self.stopped is not None else self._cause(logs)
+
+    def _is_enough(self) -> bool:
+        return self._limit.reached() is not None or self._notice() is not None
+
+    def _cause(self, logs: _Logs) -> PhalanxError | None:
+        cause = root_cause(self._failures, self._exits, logs.tail)
+        if self._interruption is None or isinstance(cause, UserError) or (cause is None and not self._killed):
+            return cause  # a group that ended well before it could be stopped has ended well
+        return self._interruption
 
     def _take(self, happened: Event | Exit) -> None:
         if isinstance(happened, Event):
@@ -271,15 +300,28 @@ class _Attempt:
         reached = self._limit.reached()
         if reached is None:
             return
-        if self._failed_at is not None:  # it has failed before somebody asked: that stands, and is not waited with
+        if (
+            self._failed_at is not None and self._interruption is None
+        ):  # it has failed before somebody asked: that stands, and is not waited with
             self._kill(workers)
             return
         self.stopped = reached
-        workers.stop(self._grace_s)
+        if self._interruption is None:  # else it is stopping already, and its time runs
+            workers.stop(self._grace_s)
+
+    def _check_notice(self, workers: Workers) -> None:
+        """A notice asks the workers to stop, within the time that the platform leaves them."""
+        busy = self._left == 0 or self._killed or self._failed_at is not None
+        notice = self._notice()
+        if busy or self.stopped is not None or self._interruption is not None or notice is None:
+            return
+        self._interruption = Interruption(_announced(notice))
+        left = self._grace_s if notice.deadline is None else notice.deadline - time.time()
+        workers.stop(max(_LEAST_GRACE_S, min(self._grace_s, left)))
 
     def _check_failure(self, workers: Workers) -> None:
         """Survivors of a failure are not waited for: they get a moment to declare theirs."""
-        if self._failed_at is None or self.stopped is not None or self._killed:
+        if self._failed_at is None or self.stopped is not None or self._interruption is not None or self._killed:
             return
         if time.monotonic() - self._failed_at >= _DECLARE_SECONDS:
             self._kill(workers)
@@ -314,6 +356,10 @@ class _Declared:
     rank: int
     time: float
     error: PhalanxError
+
+
+def _announced(notice: Notice) -> str:
+    return f"interrupted by notice: {notice.what}"
 
 
 def _declared(event: Event) -> _Declared:

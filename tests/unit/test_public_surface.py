@@ -66,12 +66,12 @@ def test_commands_and_options() -> None:
     assert shown == {
         "train": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--env", "--json", "--keep", "--launcher",
-            "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--name", "--output", "--resume", "--seed", "--set",
-            "--spot", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
+            "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--name", "--notice", "--output", "--resume", "--seed",
+            "--set", "--spot", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
         ],
         "run": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--env", "--json", "--keep", "--launcher",
-            "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--name", "--output", "--resume",
+            "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--name", "--notice", "--output", "--resume",
             "--schema", "--seed", "--set", "--source-dir", "--spot", "--strategy", "--test", "--threads-per-worker", "--train",
             "--validation", "--workers",
         ],
