@@ -13,6 +13,7 @@ from typing import Any, Protocol, final
 from . import environment, hyperparameters, registry, storage
 from .contracts import Event, Json, Launcher, WorkerSpec
 from .data.channel import Channel, says
+from .data.formats import LIGHT_MODULES
 from .errors import UserError
 from .parallel.strategies import STRATEGIES, parsed
 from .scripts import artifact, source
@@ -115,9 +116,9 @@ class AlgorithmWork:
     ) -> None:
         entry = registry.entry(algorithm)
         self.label = self.slug = algorithm
-        preload = ["phalanx.worker", "phalanx.data.kernels", *entry.needs, *entry.preload]
+        preload = ["phalanx.worker", "phalanx.data.kernels", *entry.needs, *entry.preload, *LIGHT_MODULES]
         if any(isinstance(channel, Channel) and says(channel, "recordio") for channel in inputs.values()):
-            preload.append("phalanx.data.recordio_kernels")
+            preload += ["phalanx.data.formats.recordio", "phalanx.data.recordio_kernels"]
         if workers > 1:
             preload += ["torch", "torch.distributed", "phalanx.parallel.torch_collective"]
         self.preload: Sequence[str] = tuple(preload)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import socket
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from .xgboost_sockets import Connections
 T = TypeVar("T")
 _JOIN_S = 120  # for all ranks to come and to leave
 _AGREE_S = 60  # that a rank which failed waits for the others before it says so alone
+_TRACKER_S = 0.002  # that its thread takes to run: asked before, the library waits for 0.1 s
 _LEAVE_S = 10  # that ranks which failed wait for each other when they leave
 _SILENCE_S = 1800  # longest that a rank may keep the others waiting, e.g. while it reads its rows
 _JOINED = re.compile(r"^(\[[\d:]+\] )?Task \d+ got rank \d+$")
@@ -132,6 +134,7 @@ def _tracker(world: Collective) -> Iterator[Mapping[str, Any]]:
             return {}
         tracker = RabitTracker(n_workers=world.size, host_ip=_address(), port=0, sortby="task", timeout=_JOIN_S)
         tracker.start()
+        time.sleep(_TRACKER_S)
         return dict(tracker.worker_args())
 
     try:

@@ -78,10 +78,16 @@ class EventPipe:
             self._torn = False
 
 
-def run_child(request: ChildRequest, *, events: int, store: int | None) -> int:
+def run_child(request: ChildRequest, *, events: int, store: int | None, pools: Any = None) -> int:
     """Run what was asked in this process, whose stdout and stderr are its log; return its exit code.
 
     A command replaces the process. A target's exception is declared to the supervisor before the process ends.
+
+    Args:
+        request: what to run.
+        events: the pipe to the supervisor.
+        store: a listening socket for the group's store; only rank 0 has one.
+        pools: what `thread_pools` found before this process was forked, None for a fresh process.
     """
     _prepare_streams()
     pipe = EventPipe(events)
@@ -96,7 +102,7 @@ def run_child(request: ChildRequest, *, events: int, store: int | None) -> int:
         faulthandler.enable()
         if sys.platform != "linux":
             end_with_parent(os.getppid())
-        limit_threads(request.threads)
+        limit_threads(request.threads, thread_pools() if pools is None else pools)
         _call(str(request.target), _context(request, pipe, store))
         code = 0
     except SystemExit as ended:
@@ -123,16 +129,28 @@ def exit_code(given: object) -> int:
     return EXIT_ALGORITHM
 
 
-def limit_threads(threads: int) -> None:
-    """Give this process `threads` threads in every library that is loaded already; others read the environment."""
+def thread_pools() -> Any:
+    """Find the thread pools of the libraries that are loaded; to search them takes time, so once for all workers will do."""
+    if "numpy" not in sys.modules:
+        return None
+    import threadpoolctl
+
+    return threadpoolctl.ThreadpoolController()
+
+
+def limit_threads(threads: int, pools: Any) -> None:
+    """Give this process `threads` threads in every library that is loaded already; others read the environment.
+
+    Args:
+        threads: of each library.
+        pools: what `thread_pools` found.
+    """
     numba = sys.modules.get("numba")
     if numba is not None:  # first: starting its pool sets OpenMP's number anew, which is torch's too
         numba.config.reload_config()  # now: NUMBA_NUM_THREADS found changed once its pool runs is an error
         numba.set_num_threads(min(threads, numba.np.ufunc.parallel.NUM_THREADS))
-    if "numpy" in sys.modules:
-        import threadpoolctl
-
-        threadpoolctl.threadpool_limits(threads)
+    if pools is not None:
+        pools.limit(limits=threads)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.set_num_threads(threads)

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Never, final
 
-from .child import ChildRequest, run_child
+from .child import ChildRequest, run_child, thread_pools
 
 _HEADER = struct.Struct("<Q")
 _MAX_FDS = 4
@@ -106,6 +106,7 @@ class ForkServer:
         self._status: dict[int, int] = {}  # pid -> the worker's status pipe
         self._woken, self._waker = socket.socketpair()
         self._pid = os.getpid()
+        self._pools = thread_pools() if fork else None
 
     def serve(self) -> None:
         """Serve until the parent or its end of the socket is gone, then kill what is left."""
@@ -180,7 +181,7 @@ class ForkServer:
             child = ChildRequest.of(request)
             if child.target is not None and not self._fork:
                 _exec_fresh(request, fds)
-            code = run_child(child, events=fds.events, store=fds.store)
+            code = run_child(child, events=fds.events, store=fds.store, pools=self._pools)
         finally:
             os._exit(code)
 
