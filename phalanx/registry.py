@@ -45,8 +45,8 @@ _BUILT_IN = {
     ),
     "random_cut_forest": Entry(
         "phalanx.algorithms.random_cut_forest:RandomCutForest",
-        "anomaly scores from trees of random cuts (no shingles, no scoring of streams yet)",
-        preload=("phalanx.algorithms.random_cut_forest", "phalanx.algorithms.kernels.forest"),
+        "anomaly scores from trees of random cuts; time series and streams too",
+        preload=("phalanx.algorithms.random_cut_forest", "phalanx.algorithms.random_cut_forest_stream"),
     ),
     "xgboost": Entry(
         "phalanx.algorithms.xgboost:XGBoost",

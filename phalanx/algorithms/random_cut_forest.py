@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self, final
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
 
 import numpy as np
 
@@ -18,14 +18,20 @@ from ..errors import AlgorithmError, UserError
 from ..hyperparameters import hyper, parse, to_json
 from .reading import NumericBatches, first_not_finite, numbers, width_of
 
-_POINTS = "points.npy"
+if TYPE_CHECKING:  # numba takes a second to load: who only reads hyperparameters is spared
+    from .random_cut_forest_sample import Sample, Shingles
+    from .random_cut_forest_stream import Stream
+    from .random_cut_forest_trees import Trees
+
+_FOREST = "forest.npz"
 _SETTINGS = "random_cut_forest.json"
 _EVALUATED = ("validation", "test")
+_EVALUATED_ROWS = 8192  # at once
 
 
 @dataclass(frozen=True)
 class RandomCutForestHyperparameters:
-    """Names and defaults as users of managed random cut forests know them."""
+    """Names and defaults as users of managed random cut forests know them; from `shingle_size` on they are ours."""
 
     feature_dim: int | None = hyper(None, low=1, high=10000, help="number of features; taken from the data when not given")
     num_trees: int = hyper(100, low=50, high=1000, tunable=(50, 1000), help="trees of the forest")
@@ -36,6 +42,17 @@ class RandomCutForestHyperparameters:
         ["accuracy", "precision_recall_fscore"], help="reported for the test and validation channels, which need labels"
     )
     mini_batch_size: int = hyper(5000, low=1, help="rows of a step, over all workers; it does not change the model")
+    shingle_size: int = hyper(
+        1, low=1, high=1024, help="rows of a time series, one after another, that are scored as one: a window ends at every row"
+    )
+    time_decay: float | Literal["auto"] = hyper(
+        "auto",
+        low=0,
+        high=1,
+        help="update_and_score: the weight of a row falls by this share with every row after it; 0: all rows weigh the same; "
+        "auto: 1 / (10 num_samples_per_tree)",
+    )
+    attribution: bool = hyper(False, help="responses also say what each feature (of each row of a window) adds to the score")
 
 
 @final
@@ -44,24 +61,48 @@ class RandomCutForest:
 
     Args:
         hyperparameters: how to learn.
+
+    Attributes:
+        score_threshold: mean + 3 standard deviations of the scores of the sample: what is above counts as an anomaly.
+        threads: that scoring may use; it does not change a score.
     """
 
     Hyperparameters: ClassVar[type] = RandomCutForestHyperparameters
 
     def __init__(self, hyperparameters: RandomCutForestHyperparameters) -> None:
         self.hyperparameters = hyperparameters
-        self.points: Array | None = None  # (T, M, D) float32, once trained
-        self.score_threshold = 0.0  # mean + 3 standard deviations of the sample's scores
-        self._nodes: tuple[Array, ...] = ()
+        self.score_threshold = 0.0
+        self.threads = 1
+        self._trees: Trees | None = None  # once trained
+        self._stream: Stream | None = None  # once it follows one
         self._seed = 0
+        self._learnt = 0  # windows of the training
         self._step = 0
-        self._keys = np.zeros(0, np.uint64)  # of the sample, ascending
-        self._rows = np.zeros((0, 0), np.float32)
+        self._restored: State | None = None
+        self._sample: Sample | None = None
+        self._shingles: Shingles | None = None
+
+    @classmethod
+    def begin(cls, hyperparameters: RandomCutForestHyperparameters, columns: int, *, seed: int = 0) -> Self:
+        """Return an untrained forest that follows a stream of rows (N, columns) by `update_and_score`.
+
+        Args:
+            hyperparameters: of the forest.
+            columns: numbers of a row.
+            seed: of all draws.
+        """
+        from .random_cut_forest_stream import begun
+
+        model = cls(hyperparameters)
+        shape = (hyperparameters.num_trees, hyperparameters.num_samples_per_tree)
+        model._stream = begun(columns, shape, hyperparameters.shingle_size, seed, model._decay)
+        model._trees, model._seed = model._stream.trees, seed
+        return model
 
     @property
     def columns(self) -> int | None:
-        """Features that a request must have; None before training."""
-        return None if self.points is None else int(self.points.shape[2])
+        """Features that a request must have; None before training, and of windows, which have two widths (`predict`)."""
+        return None if self._trees is None or self.hyperparameters.shingle_size > 1 else self._trees.columns
 
     def fit(self, session: Session) -> None:
         """Collective. Sample channel `train` in one pass, build the forest, evaluate on `validation` and `test`.
@@ -70,68 +111,93 @@ class RandomCutForest:
             UserError: on every rank, for data that cannot be sampled.
             Stopped: the job was asked to stop.
         """
-        from .kernels.nearest import Assigner
+        from .kernels.nearest import Assigner, dense_rows
+        from .random_cut_forest_sample import Sample, Shingles
 
-        train = self._train_channel(session)
+        train, wanted = self._train_channel(session), self.hyperparameters
         session.restore({"algorithm": self, "train": train})
-        self._seed = session.seed
-        size = self.hyperparameters.mini_batch_size
+        self._seed, self.threads = session.seed, session.threads
+        size, columns = wanted.mini_batch_size, train.columns or 1
+        self._learnt = train.rows - wanted.shingle_size + 1
+        self._sample = Sample(wanted.num_trees * wanted.num_samples_per_tree, columns * wanted.shingle_size, session.seed)
+        self._shingles = Shingles(wanted.shingle_size, columns, parted=train.parts > 1)
+        if self._restored is not None:
+            self._sample.load_state_dict(self._restored)
+            self._shingles.recent = np.asarray(self._restored["recent"].value, dtype=np.float32)
         steps = -(-train.rows // size)
         batches = NumericBatches(session.world, "train", train, Assigner(1).largest)
-        for batch, rows, _ in batches.epoch(size, 0) if self._step < steps else ():
+        for batch, rows, largest in batches.epoch(size, 0) if self._step < steps else ():
             number = batch.first_row // size
             if number < self._step:  # the channel itself may have gone on from its place
                 continue
-            self._sample(session, batch.first_row, numbers(rows, "channel 'train'"))
+            _refuse_large(float(largest.max()), "channel 'train'")
+            dense = dense_rows(rows, 0, len(rows))
+            self._sample.offer(session.world, *self._shingles.of(session.world, batch.first_row, dense))
             self._step += 1
-            metrics = {"train:sampled_rows": float(len(self._keys))}
+            metrics = {"train:sampled_rows": float(len(self._sample.keys))}
             if self._step == steps:
                 metrics |= self._finish(session)
             session.report(self._step, metrics, rows=min(size, train.rows - (self._step - 1) * size), of=steps)
-        if self.points is None:
+        if self._trees is None:
             self._finish(session)
 
     def predict(self, requests: Features) -> dict[str, Array]:
-        """Return the anomaly `score` of every request, (N,) float32.
+        """Return the anomaly `score` of every request, (N,) float32; with hyperparameter `attribution` that too, (N, D).
+
+        With a `shingle_size` of S, requests are either whole windows, the oldest row first, or rows of one series in order of
+        time. Then the first S - 1 rows share the score of the first whole window; of fewer than S rows the first counts as if
+        it had lasted.
 
         Raises:
             UserError: requests of another width than the model's, or with numbers that are not finite.
         """
-        return {"score": self.attribution(requests).sum(axis=1).astype(np.float32)}
+        trees = self._trained()
+        rows = self._windows(requests)
+        answers = {"score": trees.score(rows, self.threads).astype(np.float32)}
+        if self.hyperparameters.attribution:
+            answers["attribution"] = trees.explain(rows, self.threads).astype(np.float32)
+        return answers
 
     def attribution(self, requests: Features) -> Array:
-        """Return what each feature adds to the score of every request, (N, D) float64.
+        """Return what each feature adds to the score of every request, (N, D) float64; D counts a window's rows one by one.
 
         Raises:
             UserError: as `predict`.
         """
-        from .kernels import forest
-        from .kernels.nearest import dense_rows
+        return self._trained().explain(self._windows(requests), self.threads)
 
-        if self.points is None:
-            raise AlgorithmError("this random cut forest has not been trained yet: call fit or load first")
-        given = numbers(requests, "the request")
-        if width_of(given) != self.columns:
-            raise UserError(
-                f"the requests have {width_of(given)} features; this random cut forest was trained on {self.columns}"
-            )
-        rows = np.ascontiguousarray(dense_rows(given, 0, len(given)))
-        if not np.isfinite(rows).all():
-            row, column, value = first_not_finite(rows)
-            raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be scored")
-        shares = np.zeros(rows.shape)
-        forest.attribute(rows, *self._nodes, shares)
-        return shares
+    def update_and_score(self, rows: Features) -> dict[str, Array]:
+        """Score every row by what came before it, then let it into the forest; return what `predict` does.
+
+        The rows are those of one stream in order of time, also from call to call; how they are cut into calls changes nothing.
+        With a `shingle_size` of S, rows before the first whole window have score 0; so do those that come before a forest from
+        `begin` has seen a quarter of num_samples_per_tree.
+
+        Raises:
+            UserError: as `predict`.
+        """
+        from .random_cut_forest_stream import after_training
+
+        trees, wanted = self._trained(), self.hyperparameters
+        if self._stream is None:
+            self._stream = after_training(trees, self._learnt, wanted.shingle_size, self._seed, self._decay)
+        given = self._checked(rows)
+        scores, shares = self._stream.follow(given, explained=wanted.attribution, threads=self.threads)
+        answers = {"score": scores.astype(np.float32)}
+        if wanted.attribution:
+            answers["attribution"] = shares.astype(np.float32)
+        return answers
 
     def save(self, folder: Path) -> None:
-        """Write the trees' points as one array, and hyperparameters, seed and threshold as JSON."""
-        if self.points is None:
-            raise AlgorithmError("this random cut forest has not been trained yet: call fit or load first")
-        np.save(folder / _POINTS, self.points, allow_pickle=False)
+        """Write the trees, and the place in the stream, as arrays; hyperparameters, seed and threshold as JSON."""
+        arrays = self._trained().packed() | ({} if self._stream is None else self._stream.arrays())
+        np.savez(folder / _FOREST, allow_pickle=False, **arrays)
         settings = {
             "hyperparameters": to_json(self.hyperparameters),
             "seed": self._seed,
             "score_threshold": self.score_threshold,
+            "rows": self._learnt,
+            "streamed": None if self._stream is None else [self._stream.seen, self._stream.quiet],
         }
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -142,29 +208,72 @@ class RandomCutForest:
         Raises:
             UserError: the files do not hold a random cut forest.
         """
+        from .random_cut_forest_stream import resumed
+        from .random_cut_forest_trees import Trees
+
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         model = cls(parse(RandomCutForestHyperparameters, settings["hyperparameters"], owner="random_cut_forest"))
-        points = np.load(folder / _POINTS, allow_pickle=False)
-        if points.ndim != 3 or points.dtype != np.float32 or 0 in points.shape or not np.isfinite(points).all():
-            raise UserError(f"{_POINTS} holds no forest: a finite float32 array (trees, points, features) is expected")
-        model._seed = int(settings["seed"])
+        with np.load(folder / _FOREST, allow_pickle=False) as found:
+            arrays = {str(name): np.asarray(found[name]) for name in found.files}
+        model._trees = Trees.unpacked(arrays, _FOREST)
+        model._seed, model._learnt = int(settings["seed"]), int(settings["rows"])
         model.score_threshold = float(settings["score_threshold"])
-        model._build(points)
+        if settings["streamed"] is not None:
+            place = (int(settings["streamed"][0]), int(settings["streamed"][1]))
+            model._stream = resumed(model._trees, arrays, model.hyperparameters.shingle_size, model._seed, model._decay, place)
         return model
 
     def state_dict(self) -> State:
-        """Return the step, and the sample after it."""
-        return {"step": Entry(self._step), "keys": Entry(self._keys.view(np.int64)), "rows": Entry(self._rows)}
+        """Return the step, the sample after it, and the last rows of windows that go on."""
+        if self._sample is None or self._shingles is None:
+            return {"step": Entry(0)}
+        return {"step": Entry(self._step), "recent": Entry(self._shingles.recent), **self._sample.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         """Go back to a state; `fit` goes on from there."""
-        self.points = None
+        self._trees = self._stream = None
         self._step = int(state["step"].value)
-        self._keys = np.ascontiguousarray(state["keys"].value, dtype=np.int64).view(np.uint64)
-        self._rows = np.asarray(state["rows"].value, dtype=np.float32)
+        self._restored = state if self._step else None
+
+    @property
+    def _decay(self) -> float | None:
+        return None if self.hyperparameters.time_decay == "auto" else self.hyperparameters.time_decay
+
+    def _trained(self) -> Trees:
+        if self._trees is None:
+            raise AlgorithmError("this random cut forest has not been trained yet: call fit or load first")
+        return self._trees
+
+    def _checked(self, requests: Features) -> Array:
+        """Return requests as float32 rows of the width of the model's rows or windows."""
+        from .kernels.nearest import dense_rows
+
+        given, size = numbers(requests, "the request"), self.hyperparameters.shingle_size
+        width, wide = width_of(given), self._trained().columns
+        if width not in (wide, wide // size):
+            fits = f"{wide}" if size == 1 else f"rows of {wide // size} or windows of {wide} (shingle_size={size})"
+            raise UserError(f"the requests have {width} features; this random cut forest was trained on {fits}")
+        rows = np.ascontiguousarray(dense_rows(given, 0, len(given)))
+        if not np.isfinite(rows).all():
+            row, column, value = first_not_finite(rows)
+            raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be scored")
+        _refuse_large(float(np.abs(rows).max(initial=0)), "the request")
+        return rows
+
+    def _windows(self, requests: Features) -> Array:
+        """Return requests as whole windows (N, D)."""
+        from .random_cut_forest_sample import windows_of
+
+        rows, size = self._checked(requests), self.hyperparameters.shingle_size
+        if rows.shape[1] == self._trained().columns or not len(rows):
+            return rows.reshape(len(rows), self._trained().columns)
+        if len(rows) < size:
+            return windows_of(np.concatenate([np.repeat(rows[:1], size - 1, axis=0), rows]), size)
+        windows = windows_of(rows, size)
+        return np.concatenate([np.repeat(windows[:1], size - 1, axis=0), windows])
 
     def _train_channel(self, session: Session) -> Shard:
-        train, wanted = session.channels.get("train"), self.hyperparameters.feature_dim
+        train, wanted = session.channels.get("train"), self.hyperparameters
         if train is None:
             given = ", ".join(sorted(session.channels)) or "none"
             raise UserError(f"random_cut_forest needs the channel 'train'; given: {given}")
@@ -172,81 +281,79 @@ class RandomCutForest:
             raise UserError("random_cut_forest needs rows of numbers, channel 'train' holds text or JSON records")
         if train.rows == 0:
             raise UserError("random_cut_forest needs at least one row; channel 'train' has none")
-        if wanted is not None and wanted != train.columns:
-            raise UserError(f"feature_dim={wanted} but channel 'train' has {train.columns} features; leave feature_dim out")
+        if train.rows < wanted.shingle_size:
+            raise UserError(f"shingle_size={wanted.shingle_size} needs as many rows; channel 'train' has {train.rows}")
+        if wanted.feature_dim not in (None, train.columns):
+            raise UserError(
+                f"feature_dim={wanted.feature_dim} but channel 'train' has {train.columns} features; leave feature_dim out"
+            )
         return train
 
-    def _sample(self, session: Session, first_row: int, rows: Features) -> None:
-        """Collective. Keep the rows with the smallest keys among the sample and this batch; the same on every rank."""
-        from .kernels import forest
-        from .kernels.nearest import dense_rows
-
-        part = numbers(rows, "channel 'train'")
-        most = self.hyperparameters.num_trees * self.hyperparameters.num_samples_per_tree
-        keys = np.empty(len(part), np.uint64)
-        forest.keys_of(np.uint64(session.seed), np.arange(first_row, first_row + len(part), dtype=np.uint64), keys)
-        low = keys < self._keys[-1] if len(self._keys) >= most else np.ones(len(keys), bool)
-        own = dense_rows(part, 0, len(part))[low]
-        seen = np.concatenate([self._keys, *(k.view(np.uint64) for k in session.world.all_gather(keys[low].view(np.int64)))])
-        offered = np.concatenate(session.world.all_gather(np.ascontiguousarray(own)))
-        values = np.concatenate([self._rows, offered]) if len(self._keys) else offered
-        self._keys, kept = np.unique(seen, return_index=True)  # a replicated channel offers every row once a rank
-        self._keys, self._rows = self._keys[:most], np.ascontiguousarray(values[kept[:most]])
-
     def _finish(self, session: Session) -> dict[str, float]:
-        """Collective. Build the forest and return its metrics on the other channels."""
-        from .kernels import forest
+        """Collective. Build the forest, each rank its share of the trees; return its metrics on the other channels."""
+        from .random_cut_forest_trees import Trees
 
-        trees, size, count = self.hyperparameters.num_trees, self.hyperparameters.num_samples_per_tree, len(self._rows)
-        chosen = np.arange(trees * size).reshape(size, trees).T
-        if count < trees * size:  # too few for all: trees share rows, no tree has one twice
-            keys = np.empty(count, np.uint64)
-            picks = []
-            for tree in range(trees):
-                forest.keys_of(np.uint64(tree), self._keys, keys)
-                picks.append(np.argsort(keys, kind="stable")[:size])
-            chosen = np.array(picks)
-        self._build(self._rows[chosen])
-        scores = self.attribution(self._rows).sum(axis=1)
+        assert self._sample is not None
+        wanted, world = self.hyperparameters, session.world
+        samples = self._sample.dealt(wanted.num_trees, wanted.num_samples_per_tree)
+        first, last = _share_of(wanted.num_trees, world.rank, world.size)
+        own = Trees.empty(last - first, wanted.num_samples_per_tree, samples.shape[2])
+        own.grow(samples[first:last], self._seed, session.threads, first=first)
+        self._trees = own.joined(world)
+        rows = self._sample.rows
+        mine = rows[slice(*_share_of(len(rows), world.rank, world.size))]
+        scores = np.concatenate(world.all_gather(self._trees.score(mine, session.threads)))
         self.score_threshold = float(scores.mean() + 3 * scores.std())
         metrics: dict[str, float] = {}
         for name in [name for name in _EVALUATED if name in session.channels]:
             metrics |= {f"{name}:{metric}": value for metric, value in self._evaluate(session, name).items()}
         return metrics
 
-    def _build(self, points: Array) -> None:
-        from .kernels import forest
-
-        trees, count, columns = points.shape
-        nodes = 2 * count - 1
-        dims, cuts = np.full((trees, nodes), -1, np.int32), np.zeros((trees, nodes), np.float32)
-        children, mass = np.zeros((trees, nodes, 2), np.int32), np.zeros((trees, nodes), np.int32)
-        low, high = np.zeros((trees, nodes, columns), np.float32), np.zeros((trees, nodes, columns), np.float32)
-        for t in range(trees):
-            seed = np.uint64((self._seed * 1009 + t) % 2**64)
-            forest.build(np.ascontiguousarray(points[t]), seed, dims[t], cuts[t], children[t], mass[t], low[t], high[t])
-        self.points, self._nodes = points, (dims, cuts, children, mass, low, high)
-
     def _evaluate(self, session: Session, name: str) -> dict[str, float]:
         """Collective. Return the metrics of a labelled channel (1: anomaly); none where it has no labels."""
-        from .kernels.nearest import Assigner
+        from .kernels.nearest import Assigner, dense_rows
+        from .random_cut_forest_sample import Shingles
 
-        shard, counts = session.channels[name], np.zeros(4, np.int64)
-        if shard.columns != self.columns:
-            raise UserError(f"channel '{name}' has {shard.columns} features where channel 'train' has {self.columns}")
-        for batch, rows, _ in NumericBatches(session.world, name, shard, Assigner(1).largest).epoch(5000, 0):
-            if batch.label is not None:
-                found = self.attribution(rows).sum(axis=1) > self.score_threshold
-                counts += np.bincount(2 * found + (batch.label > 0), minlength=4)
-        right_no, missed, wrong, hit = (int(value) for value in session.world.all_reduce(counts))
-        total = right_no + missed + wrong + hit
-        if total == 0:
-            return {}
-        metrics: dict[str, float] = {}
-        if "accuracy" in self.hyperparameters.eval_metrics:
-            metrics["accuracy"] = (right_no + hit) / total
-        if "precision_recall_fscore" in self.hyperparameters.eval_metrics:
-            metrics["precision"] = hit / max(hit + wrong, 1)
-            metrics["recall"] = hit / max(hit + missed, 1)
-            metrics["f1"] = 2 * hit / max(2 * hit + wrong + missed, 1)
-        return metrics
+        shard, counts, size = session.channels[name], np.zeros(4, np.int64), self.hyperparameters.shingle_size
+        trees, world, columns = self._trained(), session.world, self._trained().columns // size
+        if shard.columns != columns:
+            raise UserError(f"channel '{name}' has {shard.columns} features where channel 'train' has {columns}")
+        shingles = Shingles(size, columns, parted=shard.parts > 1)
+        for batch, rows, largest in NumericBatches(world, name, shard, Assigner(1).largest).epoch(_EVALUATED_ROWS, 0):
+            _refuse_large(float(largest.max(initial=0)), f"channel '{name}'")
+            first, windows = shingles.of(world, batch.first_row, dense_rows(rows, 0, len(rows)))
+            if batch.label is None:
+                continue
+            label = batch.label[first - batch.first_row :] > 0
+            mine = slice(None) if shard.parts > 1 else slice(*_share_of(len(windows), world.rank, world.size))
+            found = trees.score(windows[mine], session.threads) > self.score_threshold
+            counts += np.bincount(2 * found + label[mine], minlength=4)
+        return _metrics_of(world.all_reduce(counts), self.hyperparameters.eval_metrics)
+
+
+def _metrics_of(counts: Array, wanted: list[Literal["accuracy", "precision_recall_fscore"]]) -> dict[str, float]:
+    """Return metrics from how many rows were rightly let pass, missed, wrongly and rightly taken for anomalies."""
+    right_no, missed, wrong, hit = (int(value) for value in counts)
+    total = right_no + missed + wrong + hit
+    metrics: dict[str, float] = {}
+    if total and "accuracy" in wanted:
+        metrics["accuracy"] = (right_no + hit) / total
+    if total and "precision_recall_fscore" in wanted:
+        metrics["precision"] = hit / max(hit + wrong, 1)
+        metrics["recall"] = hit / max(hit + missed, 1)
+        metrics["f1"] = 2 * hit / max(2 * hit + wrong + missed, 1)
+    return metrics
+
+
+def _share_of(count: int, rank: int, size: int) -> tuple[int, int]:
+    """Return the first and the end of a rank's share of `count` things."""
+    return count * rank // size, count * (rank + 1) // size
+
+
+def _refuse_large(largest: float, what: str) -> None:
+    from .random_cut_forest_trees import LARGEST
+
+    if largest > LARGEST:
+        raise UserError(
+            f"{what} has a number of magnitude {largest:g}; random_cut_forest takes up to {LARGEST:g}: scale the features"
+        )

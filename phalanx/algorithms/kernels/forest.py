@@ -1,8 +1,21 @@
-"""Loops of random cut forests: keys of rows, building trees, scores with their shares by feature.
+"""Loops of random cut forests: keys of rows, building trees, scores and their shares by feature, streams.
 
-Every operation has a fixed order, so that a row's score depends on neither threads nor company.
+Trees know nothing of each other, so every loop takes a run of trees and is done with one before it begins the next: a tree
+fits the fastest cache. What trees add up is whole numbers of `UNIT`, whose sum is the same in any order: neither threads nor
+workers nor company change a score.
 
-Legend of shapes: N rows, D columns, T trees, M points of a tree, V = 2 M - 1 nodes of a tree.
+A tree is a row of each of these arrays. An inner node is a number from 0, a leaf is ~number; equal points share a leaf.
+
+    words        f4 (T, V, W)   inner nodes; `ints` is the same memory as i4. Words: cut, dim, left, right, parent, size of
+                                the box, two that are free, then the box's low (P) and high corner (P)
+    points       f4 (T, M, P)   of the leaves
+    leaves       i4 (T, M, 2)   how many rows a leaf stands for (0: it is free), its parent (-1: it is the root)
+    places       i4 (T, M)      the leaf of each row of the sample
+    heads        i4 (T, 4)      root, rows of the sample, free inner nodes, free leaves
+    spare        i4 (T, 2, M)   the free inner nodes, the free leaves
+
+Legend of shapes: N rows, D columns, P columns rounded up to a multiple of 8 (zeros), T trees, M rows of a tree's sample,
+V = max(M - 1, 1), W = 8 + 2 P.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
@@ -11,6 +24,14 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+
+UNIT = 2.0**-40  # of scores: below the rounding of what they are made of; 2^23 of them at most, in 63 bits
+HEAD = 8  # words of an inner node before its box
+_LANES = 8
+_LOOSE = {"reassoc", "contract", "nsz"}  # sums within a row may be taken eight at a time
+CUT, DIM, LEFT, PARENT, SIZE = 0, 1, 2, 4, 5
+ROOT, ROWS, FREE_NODES, FREE_LEAVES = 0, 1, 2, 3
+TREES = "f4[:, :, ::1], i4[:, :, ::1], f4[:, :, ::1], i4[:, :, ::1], i4[:, ::1]"
 
 
 @njit("u8(u8)", nogil=True, cache=True)
@@ -22,6 +43,12 @@ def mix(x):
     return x ^ (x >> np.uint64(31))
 
 
+@njit("f8(u8)", nogil=True, cache=True)
+def share_of(x):
+    """Return a number in (0, 1) from 64 random bits."""
+    return (np.float64(x >> np.uint64(11)) + 0.5) / 9007199254740992.0
+
+
 @njit("void(u8, u8[::1], u8[::1])", nogil=True, cache=True)
 def keys_of(seed, numbers, keys):
     """Write the sampling keys (N,) of rows with these global numbers (N,)."""
@@ -30,93 +57,242 @@ def keys_of(seed, numbers, keys):
         keys[i] = mix(start ^ mix(numbers[i]))
 
 
-@njit("void(f4[:, ::1], u8, i4[::1], f4[::1], i4[:, ::1], i4[::1], f4[:, ::1], f4[:, ::1])", nogil=True, cache=True)
-def build(points, seed, dims, cuts, children, mass, low, high):
-    """Build a tree of points (M, D) into arrays of V nodes; a leaf, of equal points, has `dims` -1."""
-    count, columns = points.shape
+@njit("f4(f4[:, ::1], i8, f4[:, ::1], i8, i8, i8)", nogil=True, cache=True, fastmath=_LOOSE)
+def outside(rows, n, boxes, box, low, high):
+    """Return how far row n of (N, P) lies outside of a box, summed over its sides; its corners begin at words `low`, `high`."""
+    total = np.float32(0)
+    for start in range(0, rows.shape[1], _LANES):
+        for k in range(start, start + _LANES):
+            x = rows[n, k]
+            below, above = boxes[box, low + k] - x, x - boxes[box, high + k]
+            out = below if below > above else above
+            total += out if out > np.float32(0) else np.float32(0)
+    return total
+
+
+@njit("f4(f4[:], f4[:])", nogil=True, cache=True, fastmath=_LOOSE)
+def size_of(low, high):
+    """Return the sum of a box's sides."""
+    total = np.float32(0)
+    for j in range(low.shape[0]):
+        total += high[j] - low[j]
+    return total
+
+
+@njit("void(f4[:, ::1], u8, f4[:, ::1], i4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[::1], i4[:, ::1])",
+      nogil=True, cache=True)  # fmt: skip
+def build(rows, seed, words, ints, points, leaves, places, heads, spare):
+    """Build a tree of rows (M', P), M' <= M, into the arrays of one tree."""
+    count, width = rows.shape
+    most = places.shape[0]
     order = np.arange(count)
-    first = np.zeros(2 * count, dtype=np.int64)
+    first, last = np.zeros(2 * most, dtype=np.int64), np.zeros(2 * most, dtype=np.int64)
+    above = np.zeros(2 * most, dtype=np.int64)  # 2 * parent + side
+    low, high = np.zeros(width, dtype=np.float32), np.zeros(width, dtype=np.float32)
     state = mix(seed)
-    mass[0] = count
-    made = 1
-    node = 0
-    while node < made:
-        a, b = first[node], first[node] + mass[node]
+    last[0], above[0] = count, -1
+    waiting, done, nodes, ends = 1, 0, 0, 0
+    leaves[:, 0] = 0
+    while done < waiting and count > 0:
+        a, b, parent = first[done], last[done], above[done]
+        done += 1
         total = 0.0
-        for j in range(columns):
-            low[node, j] = high[node, j] = points[order[a], j]
-            for i in range(a + 1, b):
-                low[node, j] = min(low[node, j], points[order[i], j])
-                high[node, j] = max(high[node, j], points[order[i], j])
-            total += np.float64(high[node, j]) - np.float64(low[node, j])
-        dims[node] = -1
+        low[:], high[:] = rows[order[a]], rows[order[a]]
+        for i in range(a + 1, b):
+            for j in range(width):
+                low[j] = min(low[j], rows[order[i], j])
+                high[j] = max(high[j], rows[order[i], j])
+        for j in range(width):
+            total += np.float64(high[j]) - np.float64(low[j])
         if total > 0:
+            here = nodes
+            nodes += 1
             state = mix(state)
-            left = total * (np.float64(state >> np.uint64(11)) / 9007199254740992.0)
+            left = total * share_of(state)
             chosen, cut = -1, np.float32(0)
-            for j in range(columns):
-                side = np.float64(high[node, j]) - np.float64(low[node, j])
+            for j in range(width):
+                side = np.float64(high[j]) - np.float64(low[j])
                 if side > 0 and (left >= 0 or chosen < 0):
                     chosen = j
-                    cut = np.float32(np.float64(low[node, j]) + min(max(left, 0.0), side))
-                    if cut >= high[node, j]:
-                        cut = low[node, j]
+                    cut = np.float32(np.float64(low[j]) + min(max(left, 0.0), side))
+                    if cut >= high[j]:
+                        cut = low[j]
                     left -= side
                     if left < 0:
                         break
             middle = a
             for i in range(a, b):
-                if points[order[i], chosen] <= cut:
+                if rows[order[i], chosen] <= cut:
                     order[i], order[middle] = order[middle], order[i]
                     middle += 1
-            dims[node], cuts[node] = chosen, cut
-            children[node, 0], children[node, 1] = made, made + 1
-            first[made], mass[made] = a, middle - a
-            first[made + 1], mass[made + 1] = middle, b - middle
-            made += 2
-        node += 1
+            words[here, CUT], ints[here, DIM], ints[here, PARENT] = cut, chosen, parent // 2
+            words[here, HEAD : HEAD + width], words[here, HEAD + width :] = low, high
+            words[here, SIZE] = size_of(low, high)
+            first[waiting], last[waiting], above[waiting] = a, middle, 2 * here
+            first[waiting + 1], last[waiting + 1], above[waiting + 1] = middle, b, 2 * here + 1
+            waiting += 2
+        else:
+            here = ~ends
+            points[ends] = low
+            leaves[ends, 0], leaves[ends, 1] = b - a, parent // 2
+            for i in range(a, b):
+                places[order[i]] = ends
+            ends += 1
+        if parent >= 0:
+            ints[parent // 2, LEFT + parent % 2] = here
+        else:
+            heads[ROOT] = here
+    heads[ROWS], heads[FREE_NODES], heads[FREE_LEAVES] = count, words.shape[0] - nodes, most - ends
+    for i in range(words.shape[0] - nodes):
+        spare[0, i] = words.shape[0] - 1 - i
+    for i in range(most - ends):
+        spare[1, i] = most - 1 - i
+
+
+@njit("i8(f4[:, ::1], i8, f4[:, ::1], i4[:, ::1], i8, i4[::1])", nogil=True, cache=True)
+def descend(rows, n, words, ints, root, path):
+    """Write the inner nodes from the root to the leaf of row n; return how many. After the last comes the leaf's number."""
+    node, depth = root, 0
+    while node >= 0:
+        path[depth] = node
+        depth += 1
+        node = np.int64(ints[node, LEFT + np.int64(rows[n, ints[node, DIM]] > words[node, CUT])])
+    path[depth] = ~node
+    return depth
+
+
+@njit("f8(f4[:, ::1], i8, f4[:, ::1], i4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[::1])", nogil=True, cache=True)
+def score_one(rows, n, words, ints, points, leaves, heads, path):
+    """Return the score of row n in a tree that is not empty; the factor log2(its rows + 1) is the caller's."""
+    depth = descend(rows, n, words, ints, heads[ROOT], path)
+    leaf, width = path[depth], rows.shape[1]
+    if outside(rows, n, points, leaf, 0, 0) == 0:
+        mass = np.float64(leaves[leaf, 0])
+        return (1 - mass / (2 * np.float64(heads[ROWS]))) / (depth + np.log2(mass + 1))
+    found = 1.0 / (depth + 1)
+    for level in range(depth - 1, -1, -1):
+        node = path[level]
+        out = np.float64(outside(rows, n, words, node, HEAD, HEAD + width))
+        if out == 0:
+            break
+        p = out / (out + np.float64(words[node, SIZE]))
+        found += p * (1.0 / (level + 1) - found)
+    return found
+
+
+@njit("void(f4[:, ::1], i8, f4[:, ::1], i8, i8, i8, f8, f8, f8[::1])", nogil=True, cache=True)
+def _blend(rows, n, boxes, box, low, high, p, weight, shares):
+    """Make of shares (D,) their part below a node and the node's own, by how far each feature lies outside of its box."""
+    out = 0.0
+    for j in range(shares.shape[0]):
+        x = np.float64(rows[n, j])
+        out += max(np.float64(boxes[box, low + j]) - x, x - np.float64(boxes[box, high + j]), 0.0)
+    for j in range(shares.shape[0]):
+        x = np.float64(rows[n, j])
+        own = max(np.float64(boxes[box, low + j]) - x, x - np.float64(boxes[box, high + j]), 0.0)
+        shares[j] = (1 - p) * shares[j] + p * (own / out) * weight
+
+
+@njit("void(f4[:, ::1], i8, f4[:, ::1], i4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[::1], f8[::1])", nogil=True, cache=True)
+def explain_one(rows, n, words, ints, points, leaves, heads, path, shares):
+    """Write what each feature adds to the score of row n in a tree that is not empty, (D,); as `score_one`."""
+    depth = descend(rows, n, words, ints, heads[ROOT], path)
+    leaf, width = path[depth], rows.shape[1]
+    shares[:] = 0
+    if outside(rows, n, points, leaf, 0, 0) == 0:
+        mass = np.float64(leaves[leaf, 0])
+        shares[:] = (1 - mass / (2 * np.float64(heads[ROWS]))) / (depth + np.log2(mass + 1)) / shares.shape[0]
+        return
+    _blend(rows, n, points, leaf, 0, 0, 1.0, 1.0 / (depth + 1), shares)
+    for level in range(depth - 1, -1, -1):
+        node = path[level]
+        out = np.float64(outside(rows, n, words, node, HEAD, HEAD + width))
+        if out == 0:
+            return
+        p = out / (out + np.float64(words[node, SIZE]))
+        _blend(rows, n, words, node, HEAD, HEAD + width, p, 1.0 / (level + 1), shares)
+
+
+@njit(f"void(f4[:, ::1], {TREES}, i8[::1])", nogil=True, cache=True)
+def score(rows, words, ints, points, leaves, heads, units):
+    """Add the scores of rows (N, P) in all trees given to `units` (N,)."""
+    path = np.empty(points.shape[1] + 1, dtype=np.int32)
+    for t in range(words.shape[0]):
+        if heads[t, ROWS] > 0:
+            words_t, ints_t, points_t, leaves_t, heads_t = words[t], ints[t], points[t], leaves[t], heads[t]
+            scale = np.log2(heads_t[ROWS] + 1.0) / UNIT
+            for n in range(rows.shape[0]):
+                units[n] += np.int64(scale * score_one(rows, n, words_t, ints_t, points_t, leaves_t, heads_t, path))
+
+
+@njit(f"void(f4[:, ::1], {TREES}, i8[:, ::1])", nogil=True, cache=True)
+def explain(rows, words, ints, points, leaves, heads, units):
+    """Add what each feature adds to the scores of rows (N, P) in all trees given to `units` (N, D)."""
+    path, shares = np.empty(points.shape[1] + 1, dtype=np.int32), np.empty(units.shape[1])
+    for t in range(words.shape[0]):
+        if heads[t, ROWS] > 0:
+            scale = np.log2(heads[t, ROWS] + 1.0) / UNIT
+            for n in range(rows.shape[0]):
+                explain_one(rows, n, words[t], ints[t], points[t], leaves[t], heads[t], path, shares)
+                for j in range(shares.shape[0]):
+                    units[n, j] += np.int64(scale * shares[j])
 
 
 @njit(
-    "void(f4[:, ::1], i4[:, ::1], f4[:, ::1], i4[:, :, ::1], i4[:, ::1], f4[:, :, ::1], f4[:, :, ::1], f8[:, ::1])",
+    "b1(f4[:, :, ::1], i4[:, :, ::1], f4[:, :, ::1], i4[:, :, ::1], i4[:, ::1], i4[:, ::1], i4[:, :, ::1])",
     nogil=True,
     cache=True,
 )
-def attribute(rows, dims, cuts, children, mass, low, high, shares):
-    """Write the shares (N, D) of the features in the scores of rows (N, D): a row's score is the sum of its shares."""
-    trees, columns = dims.shape[0], rows.shape[1]
-    path = np.zeros(dims.shape[1], dtype=np.int64)
-    own = np.zeros(columns)
-    out = np.zeros(columns)
-    for n in range(rows.shape[0]):
-        shares[n, :] = 0
-        for t in range(trees):
-            depth, node = 0, 0
-            while dims[t, node] >= 0:
-                path[depth] = node
-                depth += 1
-                node = children[t, node, 0 if rows[n, dims[t, node]] <= cuts[t, node] else 1]
-            path[depth] = node
-            for level in range(depth, -1, -1):
-                node = path[level]
-                outside, size = 0.0, 0.0
-                for j in range(columns):
-                    x, a, b = np.float64(rows[n, j]), np.float64(low[t, node, j]), np.float64(high[t, node, j])
-                    out[j] = max(a - x, 0.0) + max(x - b, 0.0)
-                    outside += out[j]
-                    size += b - a
-                if outside == 0:
-                    if level < depth:
-                        break
-                    seen = 1 / (depth + np.log2(mass[t, node] + 1.0))
-                    own[:] = (1 - mass[t, node] / (2 * mass[t, 0])) * seen / columns
-                    continue
-                p = outside / (outside + size)
-                for j in range(columns):
-                    old = 0.0 if level == depth else (1 - p) * own[j]
-                    own[j] = old + p * (out[j] / outside) / (level + 1)
-            shares[n] += own * np.log2(mass[t, 0] + 1.0)
-        shares[n] /= trees
+def complete(words, ints, points, leaves, heads, places, spare):
+    """Make the boxes of trees whose nodes and points are there; return whether these are trees at all."""
+    count, nodes, width = words.shape[0], words.shape[1], points.shape[2]
+    most = points.shape[1]
+    for t in range(count):
+        rows, root = heads[t, ROWS], heads[t, ROOT]
+        inner, ends = nodes - heads[t, FREE_NODES], most - heads[t, FREE_LEAVES]
+        if not (0 <= rows <= most and 0 <= inner <= nodes and 0 <= ends <= rows and inner == max(ends - 1, 0)):
+            return False
+        words[t, :, HEAD : HEAD + width], words[t, :, HEAD + width :] = np.inf, -np.inf
+        for kind in range(2):
+            for i in range(nodes - inner if kind == 0 else most - ends):
+                if not 0 <= spare[t, kind, i] < (nodes if kind == 0 else most):
+                    return False
+        seen, total = 0, 0
+        for leaf in range(most):
+            if not 0 <= places[t, leaf] < most:
+                return False
+            if leaves[t, leaf, 0] <= 0:
+                continue
+            seen, total = seen + 1, total + leaves[t, leaf, 0]
+            child, parent, steps = ~leaf, leaves[t, leaf, 1], 0
+            while parent >= 0:
+                steps += 1
+                if parent >= nodes or steps > nodes or not 0 <= ints[t, parent, DIM] < width:
+                    return False
+                if ints[t, parent, LEFT] != child and ints[t, parent, LEFT + 1] != child:
+                    return False
+                for j in range(width):
+                    low, high, x = HEAD + j, HEAD + width + j, points[t, leaf, j]
+                    words[t, parent, low], words[t, parent, high] = (
+                        min(words[t, parent, low], x),
+                        max(words[t, parent, high], x),
+                    )
+                child, parent = parent, ints[t, parent, PARENT]
+            if child != root:
+                return False
+        if seen != ends or total != rows:
+            return False
+        for node in range(nodes):
+            low, high = words[t, node, HEAD : HEAD + width], words[t, node, HEAD + width :]
+            if low[0] <= high[0]:
+                words[t, node, SIZE] = size_of(low, high)
+                for side in range(2):
+                    child = ints[t, node, LEFT + side]
+                    if child >= nodes or ~child >= most or (child < 0 and leaves[t, ~child, 0] <= 0):
+                        return False
+            else:
+                low[:], high[:] = 0, 0
+    return True
 
 
 def warm_up() -> None:
