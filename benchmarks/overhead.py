@@ -70,7 +70,7 @@ def make(name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor, int, int]:
     """Return (module, inputs, targets, global batch, steps a block)."""
     torch.manual_seed(0)
     if name == "mlp":
-        return mlp(), torch.randn(64 * 50, 64), torch.randint(0, 10, (64 * 50,)), 64, 50
+        return mlp(), torch.randn(64 * 100, 64), torch.randint(0, 10, (64 * 100,)), 64, 100
     return Gpt(), torch.randint(0, 512, (8 * 3, 64)), torch.randint(0, 512, (8 * 3, 64)), 8, 3
 
 

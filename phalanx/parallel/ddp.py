@@ -209,13 +209,21 @@ class DataParallelReplica:
         """Step the optimizer; return whether it was applied."""
         if not self._scaler.is_enabled():
             self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+            self._forget_gradients()
             return True
         before = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()
-        self._optimizer.zero_grad(set_to_none=True)
+        self._forget_gradients()
         return bool(self._scaler.get_scale() >= before)
+
+    def _forget_gradients(self) -> None:
+        """Do what the optimizer's own `zero_grad` does, at a fraction of its cost, unless it is one of its own kind."""
+        if type(self._optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
+            self._optimizer.zero_grad(set_to_none=True)
+            return
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def _explore(self) -> None:
         """After the first backward pass, which ran without a wrapper: average the gradients and choose the wrapper.

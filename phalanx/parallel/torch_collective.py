@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from .. import pulse
 from ..contracts import Array
 from ..errors import AlgorithmError, PlatformError, UserError
 from .collective import Op, check_parts, pack, sparse_sum_by_owner, unpack
@@ -255,12 +256,15 @@ class TorchCollective:
             raise self._lost(what, error) from error
 
     def _finish(self, work: Any, what: str, timeout_s: float | None = None) -> None:
+        pulse.now.wait(what)
         try:
             work.wait(timedelta(seconds=self._timeout_s if timeout_s is None else timeout_s))
             if self._device.type == "cuda":
                 torch.cuda.current_stream().synchronize()  # a wait on NCCL work only orders streams
         except RuntimeError as error:
             raise self._lost(what, error) from error
+        finally:
+            pulse.now.waited()
 
     def _lost(self, what: str, error: RuntimeError) -> PlatformError:
         return PlatformError(f"rank {self.rank} lost contact with another worker during {what}: {lost_words(error)}")

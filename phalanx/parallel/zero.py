@@ -6,7 +6,7 @@ DeepSpeed's ZeRO (Rajbhandari et al., 2020, "ZeRO: Memory Optimizations Toward T
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, final
 
@@ -17,6 +17,7 @@ from ..contracts import Collective, Entry, MicroBatch, Recipe, Replica, State, S
 from ..errors import UserError
 from . import checkpointing, deepspeed_setup
 from .deepspeed_states import fill_missing_gradient, full_parameters, load_zero_state, zero_state
+from .local_sum import LocalSum
 from .objective import (
     Objective,
     autocast,
@@ -101,7 +102,7 @@ class _Weighted(torch.nn.Module):
         """Return `weight` times the mean loss."""
         with autocast(self._recipe):
             loss: torch.Tensor = self.objective(inputs, target)
-        return loss.float() * weight
+        return loss.float() if weight == 1 else loss.float() * weight
 
 
 @final
@@ -131,6 +132,7 @@ class ZeROReplica:
             self._optimizer,
             options.config(),
         )
+        self._local_sum = LocalSum.open(world) if world.size > 1 and recipe.device.type == "cpu" else None
         self._named = dict(self._module.named_parameters())
         self._buffers = dict(self._module.named_buffers())
         self._late = options.stage == 1 or options.uneven_use is True  # exchange after the backward pass
@@ -147,7 +149,8 @@ class ZeROReplica:
         check_micro_batches(micro_batches, self._recipe)
         if not self._engine.training:
             self._engine.train()
-        self._module.train()
+        if not self._module.training:  # to set it goes through all modules
+            self._module.train()
         losses: list[torch.Tensor] = []
         late = self._late or self._exploring
         with self._engine.coalesce_grad_reduction() if late else contextlib.nullcontext():
@@ -157,14 +160,14 @@ class ZeROReplica:
                     self._engine.set_gradient_accumulation_boundary(number == len(micro_batches) - 1)
                 loss = self._engine(micro.inputs, micro.target, micro.weight * self.data_size)
                 losses.append(loss.detach())
+                if number == len(micro_batches) - 1:
+                    summed = self._begin_sum(losses)
                 self._engine.backward(loss)
                 if not late and number < len(micro_batches) - 1:
                     self._engine.step()
             if late and self.data_size > 1:
                 self._even_out()
-        total = torch.stack(losses).sum().double()
-        dist.all_reduce(total)
-        loss_sum = float(total) / self.data_size
+        loss_sum = summed() / self.data_size
         refuse_not_finite(loss_sum, losses, self._world)
         if late:
             self._engine.set_gradient_accumulation_boundary(True)
@@ -218,6 +221,24 @@ class ZeROReplica:
         if self._engine is not None:
             self._engine.destroy()
             self._engine = None
+        if self._local_sum is not None:
+            self._local_sum.close()
+            self._local_sum = None
+
+    def _begin_sum(self, losses: Sequence[torch.Tensor]) -> Callable[[], float]:
+        """Collective. Begin to add up the ranks' losses; the function returned is called after gradients were exchanged."""
+        own = torch.stack(list(losses)).sum().double() if len(losses) > 1 else losses[0].double()
+        local = self._local_sum
+        if local is not None:
+            local.put(float(own))
+            return local.total
+        work: Any = dist.all_reduce(own, async_op=True)  # while the backward pass runs
+
+        def total() -> float:
+            work.wait()
+            return float(own)
+
+        return total
 
     def _even_out(self) -> None:
         """Collective. Give all ranks gradients of the same parameters: exchanged ones must be the same on all.

@@ -146,7 +146,7 @@ class _Fetch(Dataset[Portion]):
         rows = wanted.rows[piece.start : piece.stop]
         if isinstance(self._dataset, TensorDataset) and self._collate is None:
             first, last = int(rows[0]), int(rows[-1])
-            if last - first + 1 == len(rows) and (len(rows) < 3 or bool((np.diff(rows) == 1).all())):
+            if last - first + 1 == len(rows) and bool((rows[1:] > rows[:-1]).all()):
                 return tuple(tensor[first : last + 1] for tensor in self._dataset.tensors)
             numbers = torch.from_numpy(rows)
             return tuple(tensor[numbers] for tensor in self._dataset.tensors)

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import final
 
-from .. import environment
+from .. import environment, pulse
 from ..contracts import Collective, Json, Shard, Stateful
 from ..data.channel import Channel
 from ..data.shard import open_shard
@@ -112,6 +112,8 @@ def session() -> ScriptSession:
         stop = threading.Event()
         _listen(stop)
         _declare_failures()
+        if (every_s := environment.heartbeat_seconds()) is not None:
+            pulse.start(environment.send_event, every_s)
         world, device = _world()
         _current.append(ScriptSession(world, device, stop))
     return _current[0]

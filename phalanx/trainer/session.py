@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import final
 
+from .. import pulse
 from ..contracts import Collective, Json, Shard, Stateful
 from ..errors import AlgorithmError, Stopped
 from .saving import Saver
@@ -73,13 +74,16 @@ class WorkerSession:
                 f"step {step} was reported after step {self._last_step}; steps are reported once each, in order"
             )
         self._last_step = step
+        pulse.now.stepped(step)
         if self.world.rank == 0:
             finite = {name: _finite(value) for name, value in metrics.items()}
             self._send({"kind": "step", "step": step, "time": time.time(), "metrics": finite, "rows": rows, "of": of})
         word = self._agreed(step)
         stopping = word >= _STOP
         if self._saver is not None:
+            before, pulse.now.phase = pulse.now.phase, "Checkpointing"
             self._saver.step(step, metrics, agreed=word >= _SAVE, stopping=stopping)
+            pulse.now.phase = before
         if stopping:
             raise Stopped(f"stopped in order after step {step}")
 
