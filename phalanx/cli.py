@@ -67,6 +67,9 @@ NoticeOption = Annotated[
     list[str] | None,
     typer.Option(help="With --spot: aws, gcp, azure or file:PATH says that this machine is taken; repeatable."),
 ]
+HangOption = Annotated[
+    str, typer.Option(help="A worker that gives no sign of life, or keeps others waiting, so long has failed: 30s, 5m, never.")
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the job --name.")]
 
 
@@ -116,6 +119,7 @@ def train(
     max_wait: WaitOption = None,
     notice: NoticeOption = None,
     resume: ResumeOption = False,
+    hang_timeout: HangOption = "30s",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -141,6 +145,7 @@ def train(
         keep=keep,
         spot=_spot(spot, max_interruptions, max_wait, notice),
         resume=resume,
+        hang_timeout_s=None if hang_timeout == "never" else _duration("--hang-timeout", hang_timeout),
     )
     _run(job, as_json)
 
@@ -181,6 +186,7 @@ def run(
     max_wait: WaitOption = None,
     notice: NoticeOption = None,
     resume: ResumeOption = False,
+    hang_timeout: HangOption = "30s",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -227,6 +233,7 @@ def run(
         keep=keep,
         spot=_spot(spot, max_interruptions, max_wait, notice),
         resume=resume,
+        hang_timeout_s=None if hang_timeout == "never" else _duration("--hang-timeout", hang_timeout),
     )
     _run(script, as_json)
 

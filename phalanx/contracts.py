@@ -383,6 +383,13 @@ class Workers(Protocol):
         """Ask all living workers to end (SIGTERM); return. `poll` kills those alive after `grace_s`. 0: kill at once."""
         ...
 
+    def dump(self, rank: int) -> None:
+        """Ask one living worker to write the Python stacks of its threads to its log (SIGUSR1 to its process); return at once.
+
+        Asked only of a worker that gave signs of life (`phalanx.pulse` listens to the signal). Nothing where it has ended.
+        """
+        ...
+
     def close(self) -> None:
         """Kill what still lives and give back every process, port and file. Safe to call twice."""
         ...

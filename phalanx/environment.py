@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import stat
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,9 @@ EVENTS_FD = "PHALANX_EVENTS_FD"  # where a command's session writes its events, 
 STRATEGY = "PHALANX_STRATEGY"  # of `phalanx run --strategy`, for the Trainer in a script
 SEED = "PHALANX_SEED"
 SAVING = "PHALANX_CHECKPOINTING"  # JSON: where, when and what a script's session saves
+HEARTBEAT = "PHALANX_HEARTBEAT_S"  # how often a worker gives a sign of life; unset: never
 CHECKPOINTS = "PHALANX_CHECKPOINTS"  # a folder that stays over a script's restarts
+_sending = threading.RLock()  # a signal handler that raises can leave a plain one held by its own thread
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
 
 
@@ -94,11 +97,19 @@ def send_event(event: Mapping[str, Any]) -> None:
     fd = os.environ.get(EVENTS_FD, "")
     if fd.isdigit():
         line = memoryview(json.dumps(event).encode() + b"\n")
-        with contextlib.suppress(OSError):
+        with _sending, contextlib.suppress(OSError):
             if not stat.S_ISFIFO(os.fstat(int(fd)).st_mode):
                 return  # the number of another file: the variable was passed on to a process that the pipe was not
             while line:
                 line = line[os.write(int(fd), line) :]
+
+
+def heartbeat_seconds() -> float | None:
+    """Return how often this worker is to give a sign of life, None where nobody listens."""
+    try:
+        return float(os.environ[HEARTBEAT])
+    except (KeyError, ValueError):
+        return None
 
 
 def describe_group(place: Placement) -> None:

@@ -89,6 +89,8 @@ class TrainingJob:
         keep: newest checkpoints that stay; or a mapping with last, best (a metric), mode ("min", "max"), best_count, every.
         spot: how the job lives with interruptions; None: they count as failures.
         resume: go on from the newest checkpoint that verifies of the job of this name, with this number of workers.
+        hang_timeout_s: seconds that a worker may give no sign of life, or keep others waiting in a collective, before the group
+            counts as failed; its first step is waited for without limit. None: for ever.
     """
 
     algorithm: str | None = None
@@ -113,6 +115,7 @@ class TrainingJob:
     keep: int | Mapping[str, Any] = 3
     spot: Spot | Mapping[str, Any] | None = None
     resume: bool = False
+    hang_timeout_s: float | None = 30.0
 
     def __post_init__(self) -> None:
         self._stop = StopRequest()
@@ -192,8 +195,8 @@ def _validated(job: TrainingJob) -> _Request:
     _whole("seed", job.seed, 0)
     if job.threads_per_worker is not None:
         _whole("threads_per_worker", job.threads_per_worker, 1)
-    if job.max_runtime_s is not None and not (isinstance(job.max_runtime_s, (int, float)) and job.max_runtime_s > 0):
-        raise UserError(f"max_runtime_s={job.max_runtime_s!r} is not allowed: it must be a number of seconds above 0")
+    _seconds("max_runtime_s", job.max_runtime_s)
+    _seconds("hang_timeout_s", job.hang_timeout_s)
     name = job.name or f"{work.slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     if len(name) > 63 or not _NAME.fullmatch(name):
         raise UserError(f"name '{name}' is not allowed: 1 to 63 letters and digits, with single - _ . between them")
@@ -371,6 +374,7 @@ class _Run:
                 on_group=self._record.group,
                 on_retry=self._on_retry,
                 watch=watch,
+                hang_timeout_s=job.hang_timeout_s,
             )
 
     def _on_event(self, event: Event) -> None:
@@ -467,6 +471,7 @@ class _Run:
             "keep": None if request.checkpoints is None else request.checkpoints["keep"],
             "spot": None if request.spot is None else asdict(request.spot),
             "resume": job.resume,
+            "hang_timeout_s": job.hang_timeout_s,
             "provenance": {
                 **code_and_versions(),
                 "data": {
@@ -531,3 +536,8 @@ def _mapping(what: str, given: Any) -> Mapping[str, Any]:
 def _whole(name: str, value: Any, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise UserError(f"{name}={value!r} is not allowed: it must be a whole number of at least {low}")
+
+
+def _seconds(name: str, value: float | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
+        raise UserError(f"{name}={value!r} is not allowed: it must be a number of seconds above 0, or None for no limit")

@@ -39,6 +39,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "keep": {"type": ["integer", "object"], "minimum": 1},
     "spot": {"type": ["object", "null"]},
     "resume": {"type": "boolean"},
+    "hang_timeout_s": {"type": ["number", "null"], "exclusiveMinimum": 0},
     "environment": {"type": "object", "additionalProperties": {"type": "string"}},
     "script": {"type": ["string", "null"], "pattern": r"\.py$"},
     "source_dir": {"type": ["string", "null"]},

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
-from . import hyperparameters, registry, storage
+from . import hyperparameters, pulse, registry, storage
 from .contracts import Algorithm, Collective, Json, Shard, WorkerContext
 from .data.channel import Channel, parse_content_type
 from .data.shard import open_shard
@@ -145,6 +145,7 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
     with stop.deferred(), contextlib.closing(saver) if saver else contextlib.nullcontext():
         try:
             algorithm.fit(session)
+            pulse.now.phase = "Saving"
             if saver is not None:
                 saver.finish()
         except Stopped:

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO, final
 
-from .. import environment
+from .. import environment, pulse
 from ..contracts import Json, WorkerContext
 from ..errors import EXIT_ALGORITHM, AlgorithmError, PhalanxError, UserError, from_record, to_record
 
@@ -103,6 +103,8 @@ def run_child(request: ChildRequest, *, events: int, store: int | None, pools: A
         if sys.platform != "linux":
             end_with_parent(os.getppid())
         limit_threads(request.threads, thread_pools() if pools is None else pools)
+        if (every_s := environment.heartbeat_seconds()) is not None:
+            pulse.start(pipe.send, every_s)
         _call(str(request.target), _context(request, pipe, store))
         code = 0
     except SystemExit as ended:

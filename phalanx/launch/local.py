@@ -181,6 +181,13 @@ class LocalWorkers:
             self._signal(signal.SIGTERM)
             self._kill_at = time.monotonic() + grace_s
 
+    def dump(self, rank: int) -> None:
+        """Ask one worker for its stacks; to the process alone, not to those it started, which may not listen."""
+        worker = self._workers[rank]
+        if worker.pid is not None and worker.code is None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(worker.pid, signal.SIGUSR1)
+
     def close(self) -> None:
         """Kill what still lives; give back pipes and the server. Safe to call twice."""
         if self._closed:

@@ -7,19 +7,21 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import final
 
+from .. import environment, pulse
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
 from ..errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, PlatformError, Stopped, UserError, from_record
+from .hangs import Hang, HangWatch, beat_seconds
 from .interruptions import Notice, Watch
+from .logs import Logs
 from .starting import Starting
 
 _POLL_SECONDS = 0.1
 _DECLARE_SECONDS = 2.0  # after the first failure the other ranks may still declare theirs
+_ANSWER_SECONDS = 1.0  # in which a rank that hangs may write its stack
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 60.0
 _LEAST_GRACE_S = 0.5
-_LOG_TAIL = 4096
 _SHOWN = 500  # characters
 
 
@@ -94,7 +96,9 @@ class StopRequest:
         return self.requested()
 
 
-def decide(error: PhalanxError, restarts: int, budget: Budget, interruptions: int = 0) -> Retry | GiveUp:
+def decide(
+    error: PhalanxError, restarts: int, budget: Budget, interruptions: int = 0, fruitless: int | None = None
+) -> Retry | GiveUp:
     """Return what to do after a failed attempt: only what another attempt may mend is tried again.
 
     Args:
@@ -102,12 +106,14 @@ def decide(error: PhalanxError, restarts: int, budget: Budget, interruptions: in
         restarts: made already, after failures.
         budget: what is allowed.
         interruptions: that the group was started again after.
+        fruitless: of the restarts, those in a row whose attempts came no further; the pause doubles with each. Default: all.
     """
     if isinstance(error, Interruption) and budget.max_interruptions is not None:
         return Retry(0.0) if interruptions < budget.max_interruptions else GiveUp()
     if isinstance(error, (UserError, Stopped)) or restarts >= budget.max_restarts:
         return GiveUp()
-    delay_s = _FIRST_DELAY_S * 2.0 ** min(restarts - 1, 30) if restarts else 0.0
+    row = restarts if fruitless is None else fruitless
+    delay_s = _FIRST_DELAY_S * 2.0 ** min(row - 1, 30) if row else 0.0
     return Retry(min(_MAX_DELAY_S, delay_s))
 
 
@@ -150,6 +156,7 @@ def supervise(
     on_group: Callable[[Sequence[Member], int], None],
     on_retry: Callable[[PhalanxError], None] = lambda error: None,
     watch: Watch | None = None,
+    hang_timeout_s: float | None = None,
 ) -> Outcome:
     """Run a group to its end, restarting it within the budget.
 
@@ -164,21 +171,27 @@ def supervise(
         on_group: told of every new group and its attempt.
         on_retry: told why a group is to be started again.
         watch: knows of notices of the platform: they interrupt the group, and none is started while one is in force.
+        hang_timeout_s: how long a rank may give no sign of life, or keep others waiting, before the group has failed; None: for
+            ever.
     """
+    if hang_timeout_s is not None:
+        beat = {environment.HEARTBEAT: f"{beat_seconds(hang_timeout_s):g}"}
+        spec = replace(spec, environment={**(spec.environment or {}), **beat})
     notice: Callable[[], Notice | None] = watch.notice if watch is not None else lambda: None
     limit = _Limit(stop, None if max_runtime_s is None else time.monotonic() + max_runtime_s)
-    failures = interruptions = 0
+    failures = interruptions = fruitless = newest = 0
     stopped = limit.reached()
     while stopped is None:
         restarts = failures + interruptions
-        attempt = _Attempt(replace(spec, attempt=restarts), limit, grace_s, on_event, notice)
+        attempt = _Attempt(replace(spec, attempt=restarts), limit, grace_s, on_event, notice, hang_timeout_s)
         error = attempt.run(launcher, on_group)
         stopped = attempt.stopped
         if stopped is not None:
             break
         if error is None:
             return Outcome(None, "Completed", restarts, interruptions)
-        decision = decide(error, failures, budget, interruptions)
+        fruitless, newest = (0, attempt.newest) if attempt.newest > newest else (fruitless, newest)
+        decision = decide(error, failures, budget, interruptions, fruitless)
         if isinstance(decision, GiveUp):
             return Outcome(error, "Failed", restarts, interruptions)
         on_retry(error)
@@ -188,6 +201,7 @@ def supervise(
         if stopped is None:
             is_interruption = isinstance(error, Interruption) and budget.max_interruptions is not None
             failures, interruptions = failures + (not is_interruption), interruptions + is_interruption
+            fruitless += not is_interruption
     return Outcome(stopped, limit.secondary, failures + interruptions, interruptions)
 
 
@@ -228,13 +242,18 @@ class _Attempt:
         grace_s: float,
         on_event: Callable[[Event], None],
         notice: Callable[[], Notice | None],
+        hang_timeout_s: float | None,
     ) -> None:
         self.stopped: Stopped | None = None
+        self.newest = 0  # step that was done or saved
         self._spec = spec
         self._limit = limit
         self._grace_s = grace_s
         self._on_event = on_event
         self._notice = notice
+        self._hang_timeout_s = hang_timeout_s
+        self._hangs: HangWatch | None = None
+        self._hang: tuple[Hang, int, float] | None = None  # who hangs, the size of its log then, and when to go on
         self._interruption: Interruption | None = None
         self._failures: list[Event] = []
         self._exits: list[Exit] = []
@@ -244,7 +263,7 @@ class _Attempt:
 
     def run(self, launcher: Launcher, on_group: Callable[[Sequence[Member], int], None]) -> PhalanxError | None:
         """Run the group to its end; return why it failed, None when it did not or was stopped."""
-        logs = _Logs(self._spec.log_folder, self._spec.workers)
+        logs = Logs(self._spec.log_folder, self._spec.workers)
         try:
             workers = Starting(launcher, self._spec).wait(self._is_enough, _POLL_SECONDS)
         except PlatformError as error:
@@ -257,12 +276,15 @@ class _Attempt:
             return None
         try:
             on_group(workers.members, self._spec.attempt)
+            if self._hang_timeout_s is not None:
+                self._hangs = HangWatch(workers.members, self._hang_timeout_s)
             while self._left:
                 for happened in workers.poll(_POLL_SECONDS):
                     self._take(happened)
                 self._check_limit(workers)
                 self._check_notice(workers)
                 self._check_failure(workers)
+                self._check_hangs(workers, logs)
         finally:
             workers.close()
         return None if self.stopped is not None else self._cause(logs)
@@ -270,20 +292,34 @@ class _Attempt:
     def _is_enough(self) -> bool:
         return self._limit.reached() is not None or self._notice() is not None
 
-    def _cause(self, logs: _Logs) -> PhalanxError | None:
+    def _cause(self, logs: Logs) -> PhalanxError | None:
         cause = root_cause(self._failures, self._exits, logs.tail)
+        if self._hang is not None and not isinstance(cause, UserError):
+            hang, begin, _ = self._hang
+            error = PlatformError(hang.message)
+            error.details = logs.since(hang.rank, begin)
+            return error
         if self._interruption is None or isinstance(cause, UserError) or (cause is None and not self._killed):
             return cause  # a group that ended well before it could be stopped has ended well
         return self._interruption
 
     def _take(self, happened: Event | Exit) -> None:
         if isinstance(happened, Event):
-            if happened.body.get("kind") != "failure":
+            kind, step = happened.body.get("kind"), happened.body.get("step")
+            if kind == pulse.KIND:
+                if self._hangs is not None:
+                    self._hangs.heard(happened.rank, happened.body)
+                return
+            if kind != "failure":
+                if kind in ("step", "saved") and isinstance(step, int):
+                    self.newest = max(self.newest, step)
                 self._on_event(happened)
                 return
             self._failures.append(happened)
         else:
             self._left -= 1
+            if self._hangs is not None:
+                self._hangs.ended(happened.rank)
             if happened.code == 0 or (self._killed and happened.code == -signal.SIGKILL):
                 return  # ended well, or from here
             self._exits.append(happened)
@@ -326,27 +362,24 @@ class _Attempt:
         if time.monotonic() - self._failed_at >= _DECLARE_SECONDS:
             self._kill(workers)
 
+    def _check_hangs(self, workers: Workers, logs: Logs) -> None:
+        """A rank that hangs is asked for its stack, and the group is killed a moment later."""
+        busy = self._left == 0 or self._killed or self._failed_at is not None
+        if self._hangs is None or busy or self.stopped is not None or self._interruption is not None:
+            return
+        if self._hang is None:
+            hang = self._hangs.look()
+            if hang is None:
+                return
+            self._hang = (hang, logs.size(hang.rank), time.monotonic() + (_ANSWER_SECONDS if hang.answers else 0.0))
+            if hang.answers:
+                workers.dump(hang.rank)
+        if time.monotonic() >= self._hang[2]:
+            self._kill(workers)
+
     def _kill(self, workers: Workers) -> None:
         self._killed = True
         workers.stop(0)
-
-
-@final
-class _Logs:
-    """The logs of one attempt, which are appended to those of the attempts before."""
-
-    def __init__(self, folder: Path, workers: int) -> None:
-        self._paths = [folder / f"rank-{rank}.log" for rank in range(workers)]
-        self._begin = [path.stat().st_size if path.exists() else 0 for path in self._paths]
-
-    def tail(self, rank: int) -> str:
-        """Return the last lines that a rank wrote in this attempt."""
-        try:
-            with self._paths[rank].open("rb") as file:
-                file.seek(max(self._begin[rank], self._paths[rank].stat().st_size - _LOG_TAIL))
-                return file.read().decode("utf-8", "replace")
-        except OSError:
-            return ""
 
 
 @dataclass(frozen=True, slots=True)

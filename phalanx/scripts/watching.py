@@ -77,6 +77,10 @@ class WatchedWorkers:
         """See `contracts.Workers`."""
         self._inner.stop(grace_s)
 
+    def dump(self, rank: int) -> None:
+        """See `contracts.Workers`."""
+        self._inner.dump(rank)
+
     def close(self) -> None:
         """See `contracts.Workers`."""
         self._inner.close()

@@ -81,9 +81,9 @@ class WorkerSession:
         word = self._agreed(step)
         stopping = word >= _STOP
         if self._saver is not None:
-            before, pulse.now.phase = pulse.now.phase, "Checkpointing"
+            pulse.now.phase = "Checkpointing"
             self._saver.step(step, metrics, agreed=word >= _SAVE, stopping=stopping)
-            pulse.now.phase = before
+            pulse.now.phase = "Training"
         if stopping:
             raise Stopped(f"stopped in order after step {step}")
 

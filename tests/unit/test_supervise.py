@@ -166,6 +166,9 @@ class PlayedWorkers:
         code = -signal.SIGKILL if grace_s == 0 else self.stop_code
         self.script = [Exit(rank, code, 9.0) for rank in sorted(self.left)]
 
+    def dump(self, rank: int) -> None:
+        self.log.append(f"dump {rank}")
+
     def close(self) -> None:
         self.log.append("close")
 
