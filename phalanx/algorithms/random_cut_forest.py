@@ -50,7 +50,7 @@ class RandomCutForestHyperparameters:
         low=0,
         high=1,
         help="update_and_score: the weight of a row falls by this share with every row after it; 0: all rows weigh the same; "
-        "auto: 1 / (10 num_samples_per_tree)",
+        "auto: 1 / (100 num_samples_per_tree)",
     )
     attribution: bool = hyper(False, help="responses also say what each feature (of each row of a window) adds to the score")
 

@@ -17,7 +17,7 @@ from ..errors import UserError
 from .random_cut_forest_sample import windows_of
 from .random_cut_forest_trees import Following, Trees
 
-_FADING_SAMPLES = 10.0  # samples of rows in which a row's weight falls to 1/e, unless told otherwise
+_FADING_SAMPLES = 100.0  # samples of rows in which a row's weight falls to 1/e, unless told otherwise
 
 
 @final

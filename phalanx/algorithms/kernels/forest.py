@@ -57,16 +57,18 @@ def keys_of(seed, numbers, keys):
         keys[i] = mix(start ^ mix(numbers[i]))
 
 
-@njit("f4(f4[:, ::1], i8, f4[:, ::1], i8, i8, i8)", nogil=True, cache=True, fastmath=_LOOSE)
+@njit("f4(f4[:, ::1], u8, f4[:, ::1], u8, u8, u8)", nogil=True, cache=True, fastmath=_LOOSE)
 def outside(rows, n, boxes, box, low, high):
-    """Return how far row n of (N, P) lies outside of a box, summed over its sides; its corners begin at words `low`, `high`."""
+    """Return how far row n of (N, P) lies outside of a box, summed over its sides; its corners begin at words `low`, `high`.
+
+    Numbers without a sign spare the loops numba's turning round of negative ones: only so they become vector instructions.
+    """
     total = np.float32(0)
-    for start in range(0, rows.shape[1], _LANES):
-        for k in range(start, start + _LANES):
-            x = rows[n, k]
-            below, above = boxes[box, low + k] - x, x - boxes[box, high + k]
-            out = below if below > above else above
-            total += out if out > np.float32(0) else np.float32(0)
+    for k in range(np.uint64(rows.shape[1])):
+        x = rows[n, k]
+        below, above = boxes[box, low + k] - x, x - boxes[box, high + k]
+        out = below if below > above else above
+        total += out if out > np.float32(0) else np.float32(0)
     return total
 
 
@@ -161,23 +163,71 @@ def descend(rows, n, words, ints, root, path):
     return depth
 
 
-@njit("f8(f4[:, ::1], i8, f4[:, ::1], i4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[::1])", nogil=True, cache=True)
-def score_one(rows, n, words, ints, points, leaves, heads, path):
-    """Return the score of row n in a tree that is not empty; the factor log2(its rows + 1) is the caller's."""
-    depth = descend(rows, n, words, ints, heads[ROOT], path)
-    leaf, width = path[depth], rows.shape[1]
+@njit("i8(f4[:, ::1], i8, f4[:, ::1], i4[:, ::1], i8)", nogil=True, cache=True)
+def _below(rows, n, words, ints, node):
+    """Return the child that row n goes on to; of a leaf itself."""
+    inner = np.uint64(node if node >= 0 else 0)
+    right = rows[n, np.uint64(ints[inner, DIM])] > words[inner, CUT]
+    child = np.int64(ints[inner, np.uint64(LEFT) + np.uint64(right)])
+    return child if node >= 0 else node
+
+
+@njit("void(f4[:, ::1], i8, f4[:, ::1], i4[:, ::1], i8, i4[:, ::1], i8[::1])", nogil=True, cache=True)
+def _descend_four(rows, n, words, ints, root, paths, depths):
+    """`descend` of the rows n to n + 3 at once: while one waits for memory the others go on."""
+    a, b, c, d, level = root, root, root, root, 0
+    depths[:] = 0
+    while (a & b & c & d) >= 0:
+        paths[0, level], paths[1, level], paths[2, level], paths[3, level] = a, b, c, d
+        level += 1
+        depths[0] += a >= 0
+        depths[1] += b >= 0
+        depths[2] += c >= 0
+        depths[3] += d >= 0
+        a, b = _below(rows, n, words, ints, a), _below(rows, n + 1, words, ints, b)
+        c, d = _below(rows, n + 2, words, ints, c), _below(rows, n + 3, words, ints, d)
+    paths[0, depths[0]], paths[1, depths[1]], paths[2, depths[2]], paths[3, depths[3]] = ~a, ~b, ~c, ~d
+
+
+@njit("f8(f4[:, ::1], i8, i8, f4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[:, ::1], i8)", nogil=True, cache=True)
+def _climb(rows, n, depth, words, points, leaves, heads, paths, lane):
+    """Return the score of row n, whose path is known; the factor log2(rows of the tree + 1) is the caller's."""
+    leaf, width = paths[lane, depth], rows.shape[1]
     if outside(rows, n, points, leaf, 0, 0) == 0:
         mass = np.float64(leaves[leaf, 0])
         return (1 - mass / (2 * np.float64(heads[ROWS]))) / (depth + np.log2(mass + 1))
     found = 1.0 / (depth + 1)
     for level in range(depth - 1, -1, -1):
-        node = path[level]
+        node = paths[lane, level]
         out = np.float64(outside(rows, n, words, node, HEAD, HEAD + width))
         if out == 0:
             break
         p = out / (out + np.float64(words[node, SIZE]))
         found += p * (1.0 / (level + 1) - found)
     return found
+
+
+@njit(
+    "void(f4[:, ::1], i8, i8, f4[:, ::1], i4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[:, ::1], i8[::1], i8[::1])",
+    nogil=True,
+    cache=True,
+)
+def score_run(rows, first, last, words, ints, points, leaves, heads, paths, depths, units):
+    """Add the scores of the rows [first, last) in one tree to `units` (N,); scratch: `paths` (4, M + 1), `depths` (4,)."""
+    if heads[ROWS] == 0:
+        return
+    scale, root = np.log2(heads[ROWS] + 1.0) / UNIT, heads[ROOT]
+    n = first
+    while n < last:
+        lanes = 4 if n + 4 <= last else 1
+        if lanes == 4:
+            _descend_four(rows, n, words, ints, root, paths, depths)
+        else:
+            depths[0] = descend(rows, n, words, ints, root, paths[0])
+        for lane in range(lanes):
+            found = _climb(rows, n + lane, depths[lane], words, points, leaves, heads, paths, lane)
+            units[n + lane] += np.int64(scale * found)
+        n += lanes
 
 
 @njit("void(f4[:, ::1], i8, f4[:, ::1], i8, i8, i8, f8, f8, f8[::1])", nogil=True, cache=True)
@@ -216,13 +266,9 @@ def explain_one(rows, n, words, ints, points, leaves, heads, path, shares):
 @njit(f"void(f4[:, ::1], {TREES}, i8[::1])", nogil=True, cache=True)
 def score(rows, words, ints, points, leaves, heads, units):
     """Add the scores of rows (N, P) in all trees given to `units` (N,)."""
-    path = np.empty(points.shape[1] + 1, dtype=np.int32)
+    paths, depths = np.empty((4, points.shape[1] + 1), dtype=np.int32), np.empty(4, dtype=np.int64)
     for t in range(words.shape[0]):
-        if heads[t, ROWS] > 0:
-            words_t, ints_t, points_t, leaves_t, heads_t = words[t], ints[t], points[t], leaves[t], heads[t]
-            scale = np.log2(heads_t[ROWS] + 1.0) / UNIT
-            for n in range(rows.shape[0]):
-                units[n] += np.int64(scale * score_one(rows, n, words_t, ints_t, points_t, leaves_t, heads_t, path))
+        score_run(rows, 0, rows.shape[0], words[t], ints[t], points[t], leaves[t], heads[t], paths, depths, units)
 
 
 @njit(f"void(f4[:, ::1], {TREES}, i8[:, ::1])", nogil=True, cache=True)

@@ -28,7 +28,7 @@ from .forest import (
     explain_one,
     mix,
     outside,
-    score_one,
+    score_run,
     share_of,
     size_of,
 )
@@ -232,31 +232,32 @@ def follow(
     the stream's seed, the tree's number (`first_tree` is that of the first given) and the row's. `shares` has no rows where
     they are not wanted.
     """
-    path, parts = np.empty(points.shape[1] + 1, dtype=np.int32), np.empty(shares.shape[1])
-    worst = np.empty(4)
+    paths, depths = np.empty((4, points.shape[1] + 1), dtype=np.int32), np.empty(4, dtype=np.int64)
+    parts, worst = np.empty(shares.shape[1]), np.empty(4)
     for t in range(words.shape[0]):
         start = mix(mix(seed) ^ np.uint64(first_tree + t))
         worst[0] = -1
         words_t, ints_t, points_t, leaves_t, places_t = words[t], ints[t], points[t], leaves[t], places[t]
         heads_t, spare_t, keys_t = heads[t], spare[t], keys[t]
-        seen, scale = -1, 0.0
-        for n in range(rows.shape[0]):
-            if heads_t[ROWS] != seen:
-                seen = heads_t[ROWS]
-                scale = np.log2(seen + 1.0) / UNIT
-            if seen > 0:
-                units[n] += np.int64(scale * score_one(rows, n, words_t, ints_t, points_t, leaves_t, heads_t, path))
-                if shares.shape[0] > 0:
-                    explain_one(rows, n, words_t, ints_t, points_t, leaves_t, heads_t, path, parts)
-                    for j in range(parts.shape[0]):
-                        shares[n, j] += np.int64(scale * parts[j])
+        begun = 0
+        for n in range(rows.shape[0]):  # rows that the tree does not take are scored together with the next that it does
             bits = mix(start ^ mix(np.uint64(first + n)))
             slot = _taken(bits, np.float64(first + n), decay, keys_t, heads_t, worst)
+            if slot < 0 and n + 1 < rows.shape[0]:
+                continue
+            score_run(rows, begun, n + 1, words_t, ints_t, points_t, leaves_t, heads_t, paths, depths, units)
+            if shares.shape[0] > 0 and heads_t[ROWS] > 0:
+                scale = np.log2(heads_t[ROWS] + 1.0) / UNIT
+                for m in range(begun, n + 1):
+                    explain_one(rows, m, words_t, ints_t, points_t, leaves_t, heads_t, paths[0], parts)
+                    for j in range(parts.shape[0]):
+                        shares[m, j] += np.int64(scale * parts[j])
+            begun = n + 1
             if slot >= 0:
-                if slot < seen:
+                if slot < heads_t[ROWS]:
                     _remove(slot, words_t, ints_t, points_t, leaves_t, places_t, heads_t, spare_t)
                 state = mix(bits + np.uint64(2))
-                _insert(rows, n, slot, state, path, words_t, ints_t, points_t, leaves_t, places_t, heads_t, spare_t)
+                _insert(rows, n, slot, state, paths[0], words_t, ints_t, points_t, leaves_t, places_t, heads_t, spare_t)
 
 
 def warm_up() -> None:
