@@ -7,7 +7,7 @@ EXTRAS = {
     "ray": ["ray[train]>=2.40"],
     "deepspeed": ["deepspeed>=0.19,<0.20"],
     "horovod": ["horovod>=0.28.1"],
-    "tune": ["optuna>=5", "cmaes>=0.11"],
+    "tune": ["optuna>=5", "pandas>=2.2", "plotly>=6"],
     "s3": ["s3fs>=2025.3"],
     "sklearn": [],  # scikit-learn is required anyway
     "tracking": ["mlflow-skinny>=2.16", "tensorboard>=2.18"],

@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from .trainer.history import History as History
     from .trainer.script import session as session
     from .trainer.trainer import Trainer as Trainer
+    from .tuning.options import Completion as Completion
+    from .tuning.options import WarmStart as WarmStart
+    from .tuning.ranges import Categorical as Categorical
+    from .tuning.ranges import Continuous as Continuous
+    from .tuning.ranges import Integer as Integer
+    from .tuning.tuner import Tuner as Tuner
 
 _HOMES = {
     "Channel": "data.channel",
@@ -41,6 +47,12 @@ _HOMES = {
     "History": "trainer.history",
     "Trainer": "trainer.trainer",
     "session": "trainer.script",
+    "Categorical": "tuning.ranges",
+    "Completion": "tuning.options",
+    "Continuous": "tuning.ranges",
+    "Integer": "tuning.ranges",
+    "Tuner": "tuning.tuner",
+    "WarmStart": "tuning.options",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 

@@ -15,8 +15,9 @@ from phalanx import registry
 
 def test_names() -> None:
     assert phalanx.__all__ == [
-        "AlgorithmError", "Channel", "EarlyStopping", "History", "JobResult", "Model", "PhalanxError", "PlatformError", "Spot", "Stopped",
-        "Trainer", "TrainingJob", "UserError", "__version__", "load", "session",
+        "AlgorithmError", "Categorical", "Channel", "Completion", "Continuous", "EarlyStopping", "History", "Integer", "JobResult", "Model",
+        "PhalanxError", "PlatformError", "Spot", "Stopped", "Trainer", "TrainingJob", "Tuner", "UserError", "WarmStart", "__version__",
+        "load", "session",
     ]  # fmt: skip
     assert all(getattr(phalanx, name) is not None for name in phalanx.__all__)
     with pytest.raises(AttributeError, match="Channel"):

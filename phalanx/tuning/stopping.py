@@ -1,0 +1,196 @@
+"""Early stopping: whether a trial goes on, from its curve and those of the others. Nobody waits for anybody.
+
+Median rule: Golovin et al., "Google Vizier" (2017). Successive halving without waiting, with promotion: Li et al., "A System
+for Massively Parallel Hyperparameter Tuning" (2020). Values are such that larger is better; the caller turns the sign.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Protocol, final
+
+_CHECKS = 50  # of a trial whose length is known
+
+
+@final
+@dataclass(slots=True)
+class Curve:
+    """The objective of one trial over its steps."""
+
+    steps: list[int] = field(default_factory=list)
+    values: list[float] = field(default_factory=list)
+    of: int | None = None  # steps that it will take
+    ended: bool = False  # it came to its own end
+    _sums: list[float] = field(default_factory=list)
+    _bests: list[float] = field(default_factory=list)
+
+    def add(self, step: int, value: float) -> None:
+        """Add a step; one that was there already (done again after a restart) is passed over."""
+        if (self.steps and step <= self.steps[-1]) or not math.isfinite(value):
+            return
+        self._sums.append((self._sums[-1] if self._sums else 0.0) + value)
+        self._bests.append(max(self._bests[-1], value) if self._bests else value)
+        self.steps.append(step)
+        self.values.append(value)
+
+    def reaches(self, step: int) -> bool:
+        """Return whether it has a value at that step, or ended before."""
+        return bool(self.steps) and (self.steps[-1] >= step or self.ended)
+
+    def value_at(self, step: int) -> float:
+        """Return the newest value up to a step."""
+        return self.values[max(0, bisect_right(self.steps, step) - 1)]
+
+    def mean_to(self, step: int) -> float:
+        """Return the mean of the values up to a step."""
+        count = max(1, bisect_right(self.steps, step))
+        return self._sums[count - 1] / count
+
+    def best_to(self, step: int) -> float:
+        """Return the best value up to a step."""
+        return self._bests[max(0, bisect_right(self.steps, step) - 1)]
+
+
+class Rule(Protocol):
+    """A way to stop trials early."""
+
+    @property
+    def promotes(self) -> bool:
+        """Whether a stopped trial may be gone on with later."""
+        ...
+
+    def due(self, number: int, step: int, of: int | None) -> bool:
+        """Return whether trial `number` is judged at this step."""
+        ...
+
+    def stops(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
+        """Return whether trial `number` is to be stopped; `curves` has its own too."""
+        ...
+
+    def promoted(self, stopped: Iterable[int], curves: Mapping[int, Curve]) -> int | None:
+        """Return the stopped trial that has earned to go on, if any."""
+        ...
+
+
+@final
+class Never:
+    """Every trial runs to its end."""
+
+    promotes = False
+
+    def due(self, number: int, step: int, of: int | None) -> bool:
+        """See `Rule`."""
+        return False
+
+    def stops(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
+        """See `Rule`."""
+        return False
+
+    def promoted(self, stopped: Iterable[int], curves: Mapping[int, Curve]) -> int | None:
+        """See `Rule`."""
+        return None
+
+
+@final
+class MedianRule:
+    """Stop a trial whose best value so far is worse than the median of the other trials' means up to the same step.
+
+    Args:
+        fewest: trials to compare with before anything is stopped.
+    """
+
+    promotes = False
+
+    def __init__(self, fewest: int = 3) -> None:
+        self._fewest = fewest
+
+    def due(self, number: int, step: int, of: int | None) -> bool:
+        """See `Rule`."""
+        if of is not None:
+            return step % max(1, of // _CHECKS) == 0 and step * 10 >= of
+        return step > 1 and step % max(1, 1 << max(0, step.bit_length() - 4)) == 0
+
+    def stops(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
+        """See `Rule`."""
+        others = [curve.mean_to(step) for other, curve in curves.items() if other != number and curve.reaches(step)]
+        return len(others) >= self._fewest and curves[number].best_to(step) < median(others)
+
+    def promoted(self, stopped: Iterable[int], curves: Mapping[int, Curve]) -> int | None:
+        """See `Rule`."""
+        return None
+
+
+@final
+class Halving:
+    """Asynchronous successive halving: at every rung the best share of those that got there goes on.
+
+    A trial that is stopped at a rung may be among the best there later, when more have come: then it is promoted.
+
+    Args:
+        least: steps of the first rung; None: by the length of the first trial seen.
+        most: steps of a whole trial; None: as trials say.
+        factor: one in so many goes on from a rung.
+        brackets: 1; more: trial n begins at rung n % brackets, as in Hyperband, in case early values mislead.
+    """
+
+    def __init__(
+        self, *, least: int | None = None, most: int | None = None, factor: int = 3, brackets: int = 1, promotes: bool = True
+    ) -> None:
+        self.promotes = promotes
+        self._least = least
+        self._most = most
+        self._factor = factor
+        self._brackets = brackets
+
+    def rungs(self, number: int, of: int | None) -> list[int]:
+        """Return the steps at which trial `number` is judged."""
+        most = self._most or of
+        least = self._least or (4 if most is None else max(1, round(most / self._factor**3)))
+        rungs, step = [], least * self._factor ** (number % self._brackets)
+        while step <= (1 << 20 if most is None else most // 2):  # a rung near the end saves nothing
+            rungs.append(step)
+            step *= self._factor
+        return rungs
+
+    def due(self, number: int, step: int, of: int | None) -> bool:
+        """See `Rule`."""
+        return step in self.rungs(number, of)
+
+    def stops(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
+        """See `Rule`."""
+        return not self._among_best(number, step, curves)
+
+    def promoted(self, stopped: Iterable[int], curves: Mapping[int, Curve]) -> int | None:
+        """See `Rule`."""
+        if not self.promotes:
+            return None
+        waiting = [(curves[number].steps[-1], number) for number in stopped if curves[number].steps]
+        for last, number in sorted(waiting, reverse=True):
+            passed = [rung for rung in self.rungs(number, curves[number].of) if rung <= last]
+            if passed and self._among_best(number, passed[-1], curves):
+                return number
+        return None
+
+    def _among_best(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
+        there = [curve.value_at(step) for other, curve in curves.items() if self._same(number, other) and curve.reaches(step)]
+        if len(there) < self._factor:
+            return True
+        own = curves[number].value_at(step)
+        return sum(value > own for value in there) < len(there) // self._factor
+
+    def _same(self, number: int, other: int) -> bool:
+        return number % self._brackets == other % self._brackets
+
+
+def longest(curves: Iterable[Curve]) -> int:
+    """Return the most steps of any curve."""
+    return max((curve.steps[-1] for curve in curves if curve.steps), default=0)
+
+
+def improved_at(values: Sequence[float]) -> int:
+    """Return the place of the best value in a sequence; -1 where it is empty."""
+    return max(range(len(values)), key=lambda place: (values[place], -place), default=-1)

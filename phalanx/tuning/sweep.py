@@ -1,0 +1,482 @@
+"""The driver of a sweep: keeps its slots full of trials, learns from those that end, stops poor ones, survives being killed.
+
+take_up    what an earlier driver left: finished trials are learnt from, interrupted ones go on from their checkpoints
+fill       an interrupted trial | a stopped one that has earned to go on | a new proposal
+handle     a judgement is due | a job has ended | somebody asked to stop
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import queue
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, final
+
+from .. import storage
+from ..contracts import Json
+from ..errors import EXIT_SIGINT, EXIT_SIGTERM, AlgorithmError, PhalanxError, PlatformError, Stopped, UserError, error_of_kind
+from ..launch.supervise import StopRequest
+from .ledger import Ledger, Remembered
+from .plan import Plan, described, write
+from .search import Known, Search
+from .stopping import Curve, improved_at
+from .trial import Ended, Judge, Message, Running, Trial, Wake, curve_of, job_name, job_of
+from .view import View
+
+_TICK_SECONDS = 1.0
+_HOPELESS = 3  # first trials that all fail: the fault is not their hyperparameters'
+_CONVERGED_TRIALS, _CONVERGED_SHARE = 15, 0.01
+
+
+@final
+class Sweep:
+    """One pass of the driver over a sweep.
+
+    Args:
+        plan: what is to be done.
+        ledger: the study on disk; holds the trials of earlier passes.
+        view: is told what happens.
+        stop: asks the driver to stop, from any thread.
+        earlier: sweep.json of the pass before, where there was one.
+    """
+
+    def __init__(self, plan: Plan, ledger: Ledger, view: View, stop: StopRequest, earlier: Mapping[str, Any] | None) -> None:
+        self._plan = plan
+        self._ledger = ledger
+        self._view = view
+        self._stop = stop
+        self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.trials: list[Trial] = []
+        self._running: dict[int, Running] = {}
+        self._waiting: list[int] = []  # interrupted or failed trials that are to be run again
+        self._paused: set[int] = set()  # stopped by a rule that may promote them
+        self._final: dict[int, Known] = {}
+        self._learnt = 0  # deterministic: trials below this number have been learnt from
+        self._exhausted = False
+        self._ending: str | None = None  # why no more trials are begun
+        self._error: PhalanxError | None = None
+        self._curves: dict[int, Curve] = {}
+        self._head = described(plan)
+        earlier = earlier or {}
+        self._earlier = {int(t["number"]): t for t in earlier.get("trials", [])}
+        self._created = float(earlier.get("created", time.time()))
+        self._spent_before = float(earlier.get("spent_s", 0.0))
+        self._begun = time.monotonic()
+        self._search = Search(
+            plan.ranges,
+            strategy=plan.strategy,
+            directions=[o.direction for o in plan.objectives],
+            seed=plan.seed,
+            first=plan.first,
+            observed=plan.observed,
+        )
+
+    def run(self) -> str:
+        """Run to the end; return why it ended.
+
+        Raises:
+            UserError, AlgorithmError: no trial can succeed, so that it makes no sense to go on.
+            Stopped: somebody asked for it; the sweep can be resumed.
+        """
+        self._view.started(self._plan)
+        reason = "Stopped"
+        try:
+            with _signals(self._stop, self._messages.put):
+                self._take_up()
+                self._write("InProgress", "")
+                self._loop()
+            reason = self._reason()
+        finally:
+            self._wait_for_all()
+            failed = self._error is not None and not isinstance(self._error, Stopped)
+            self._write("Failed" if failed else "Stopped" if self._interrupted() else "Completed", reason)
+            self._view.ended(self.trials, reason)
+        if self._error is not None:
+            raise self._error
+        return reason
+
+    # what an earlier driver left
+
+    def _take_up(self) -> None:
+        for remembered in self._ledger.trials():
+            trial = self._recalled(remembered)
+            self.trials.append(trial)
+            self._curves[trial.number] = trial.curve
+            self._search.took(trial.number, trial.values)
+            if remembered.known is not None:
+                self._final[trial.number] = remembered.known
+                self._learn(trial.number)
+        for trial in self.trials:
+            if trial.number not in self._final:
+                self._take_up_running(trial)
+
+    def _recalled(self, remembered: Remembered) -> Trial:
+        """Return a trial from what the study, sweep.json and its folder say of it; the study is right where they differ."""
+        known = remembered.known
+        job = job_name(self._plan.name, remembered.number, remembered.values)
+        trial = Trial(remembered.number, str(remembered.notes.get("job", job)), remembered.values)
+        told = self._earlier.get(remembered.number)
+        if told is not None and told["job"] == trial.job:
+            trial = Trial.from_json({**told, "values": remembered.values})
+        trial.curve = curve_of(storage.join(self._plan.folder, trial.job), self._plan.objectives[0])
+        stopped_at = remembered.notes.get("stopped_at")
+        trial.stopped_at = None if stopped_at is None else int(stopped_at)
+        if known is None:
+            trial.status = "InProgress"
+        else:
+            status = self._status_of(trial)
+            if status is not None:
+                _fill_in(trial, status)
+            trial.status = known.state
+            trial.objective = list(known.values) or None
+            trial.feasible = all(value <= 0 for value in (known.constraints or {}).values())
+        return trial
+
+    def _take_up_running(self, trial: Trial) -> None:
+        status = self._status_of(trial)
+        state = None if status is None else status["status"]
+        if status is not None:
+            _fill_in(trial, status)
+        if state == "Completed":
+            self._finish(trial)
+        elif trial.stopped_at is not None:
+            self._stopped_early(trial)
+        elif state == "Failed" and status is not None:
+            self._failed(trial, _recorded_error(self._plan.folder, trial, status))
+        elif self._plan.lag is not None and (step := self._missed_judgement(trial)) is not None:
+            self._note_stop(trial, step)
+            self._stopped_early(trial)
+        else:
+            self._waiting.append(trial.number)
+
+    def _missed_judgement(self, trial: Trial) -> int | None:
+        """Return the first step at which the rule stops a trial that was killed before it could be told so."""
+        rule = self._plan.rule
+        for step in trial.curve.steps:
+            if rule.due(trial.number, step, trial.curve.of) and rule.stops(trial.number, step, self._seen_by(trial)):
+                return step
+        return None
+
+    def _status_of(self, trial: Trial) -> dict[str, Any] | None:
+        found = storage.read_json(storage.join(self._plan.folder, trial.job, "status.json"))
+        return found if isinstance(found, dict) else None
+
+    # the loop
+
+    def _loop(self) -> None:
+        while True:
+            if self._ending is None:
+                self._fill()
+            if not self._running and (self._ending is not None or not self._may_begin()):
+                return
+            try:
+                message = self._messages.get(timeout=_TICK_SECONDS)
+            except queue.Empty:
+                message = Wake()
+            self._handle(message)
+            self._check_time()
+            self._view.changed(self.trials, self._running.keys())
+
+    def _may_begin(self) -> bool:
+        return bool(self._waiting) or (not self._exhausted and len(self.trials) < self._plan.max_jobs)
+
+    def _fill(self) -> None:
+        while len(self._running) < self._plan.slots and not self._stop.requested():
+            trial = self._next()
+            if trial is None:
+                return
+            self._start(trial)
+
+    def _next(self) -> Trial | None:
+        """Return the trial to run now, None where there is none or it must wait."""
+        if self._waiting:
+            return self.trials[self._waiting.pop(0)]
+        promoted = self._plan.rule.promoted(sorted(self._paused), self._curves) if self._paused else None
+        if promoted is not None:
+            self._paused.discard(promoted)
+            trial = self.trials[promoted]
+            trial.stopped_at = None
+            self._ledger.note(promoted, "stopped_at", None)
+            return trial
+        number = len(self.trials)
+        if number >= self._plan.max_jobs or self._exhausted or not self._knows_enough(number):
+            return None
+        values = self._search.propose(number)
+        if values is None:
+            self._exhausted = True
+            return None
+        trial = Trial(number, job_name(self._plan.name, number, values), values)
+        self._ledger.begin(number, values, {"job": trial.job})
+        self.trials.append(trial)
+        self._curves[number] = trial.curve
+        return trial
+
+    def _knows_enough(self, number: int) -> bool:
+        """Learn what a proposal of this number is to know; return False where that is not there yet (deterministic sweeps)."""
+        lag = self._plan.lag
+        if lag is None:
+            return True
+        while self._learnt <= number - lag:
+            if self._learnt not in self._final:
+                return False
+            self._search.learn(self._learnt, self._final[self._learnt])
+            self._learnt += 1
+        return True
+
+    def _start(self, trial: Trial) -> None:
+        plan = self._plan
+        trial.status, trial.failure, trial.ended = "InProgress", None, None
+        trial.started = trial.started or time.time()
+        job = job_of(plan.job, trial, static=plan.static, folder=plan.folder, threads=plan.threads)
+        running = Running(trial, job, plan.objectives[0], plan.rule, self._messages.put)
+        self._running[trial.number] = running
+        running.start()
+        self._write("InProgress", "")
+
+    def _handle(self, message: Message) -> None:
+        if isinstance(message, Judge):
+            self._judge(message)
+        elif isinstance(message, Ended):
+            self._take_ended(message)
+        if self._stop.requested() and self._ending is None:
+            self._end("Stopped", Stopped(self._stop.reason or "the sweep was asked to stop", self._stop.exit_code))
+        elif self._stop.urgent:
+            for running in self._running.values():
+                running.stop()
+
+    def _judge(self, message: Judge) -> None:
+        running = self._running.get(message.number)
+        if running is None or running.trial.stopped_at is not None or self._ending is not None:
+            return
+        if self._plan.rule.stops(message.number, message.step, self._seen_by(running.trial)):
+            self._note_stop(running.trial, message.step)
+            running.stop()
+
+    def _seen_by(self, trial: Trial) -> dict[int, Curve]:
+        """Return the curves that a trial is compared with: in deterministic sweeps of trials that ended before it began."""
+        if self._plan.lag is None:
+            return self._curves
+        last = trial.number - self._plan.lag
+        return {number: curve for number, curve in self._curves.items() if number <= last or number == trial.number}
+
+    def _note_stop(self, trial: Trial, step: int) -> None:
+        trial.stopped_at = step
+        self._ledger.note(trial.number, "stopped_at", step)
+
+    def _take_ended(self, message: Ended) -> None:
+        running = self._running.pop(message.number)
+        running.join()
+        trial, error, result = running.trial, message.error, message.result
+        trial.ended = time.time()
+        if result is not None:
+            trial.metrics, trial.artifact = dict(result.metrics), result.artifact
+            trial.seconds, trial.step = result.training_seconds, max(trial.step, result.step)
+        if error is None:
+            self._finish(trial)
+        elif isinstance(error, Stopped):
+            own_limit = result is not None and result.secondary_status == "MaxRuntimeExceeded"
+            if trial.stopped_at is not None or own_limit or (self._ending is not None and not self._interrupted()):
+                self._stopped_early(trial)
+            elif self._ending is None:
+                self._end("Stopped", error)  # its workers were stopped from outside, not by this driver
+        else:
+            self._failed(trial, error)
+        self._check_completion()
+        self._write("InProgress", "")
+        self._view.finished(trial, self.trials)
+
+    # how trials end
+
+    def _finish(self, trial: Trial) -> None:
+        """Take in a trial whose job has completed."""
+        if self._plan.lag is not None and trial.stopped_at is not None:
+            self._stopped_early(trial)  # the rule had spoken; that the job was quicker than the stop is a matter of chance
+            return
+        trial.status, trial.stopped_at, trial.curve.ended = "Completed", None, True
+        values = [trial.metrics.get(o.metric) for o in self._plan.objectives]
+        missing = [o.metric for o in self._plan.objectives if o.metric not in trial.metrics]
+        if missing and not any(known.state == "Completed" for known in self._final.values()):
+            self._settle(trial, Known("Failed"))
+            self._end("Failed", UserError(_never_reported(missing[0], self._plan, trial)))
+            return
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        if len(finite) < len(values):
+            trial.failure = f"the objective {missing[0] if missing else ''} has no finite value".replace("  ", " ")
+            self._settle(trial, Known("Failed"))
+            return
+        trial.objective = finite
+        violations = self._violations(trial)
+        trial.feasible = all(value <= 0 for value in violations.values())
+        self._settle(trial, Known("Completed", tuple(finite), trial.step, violations or None))
+
+    def _violations(self, trial: Trial) -> dict[str, float]:
+        """Return by how much each constraint is violated; 0 and below: it holds."""
+        found = {}
+        for name, (low, high) in self._plan.constraints.items():
+            value = trial.metrics.get(name)
+            over = [] if high is None or value is None else [value - high]
+            under = [] if low is None or value is None else [low - value]
+            found[name] = 1e9 if value is None else max(over + under)
+        return found
+
+    def _stopped_early(self, trial: Trial) -> None:
+        """Take in a trial that was stopped, and what it came to until then; a rule may promote it later."""
+        trial.status = "Stopped"
+        value = trial.curve.value_at(trial.stopped_at or trial.step) if trial.curve.steps else None
+        values = () if value is None or len(self._plan.objectives) > 1 else (self._plan.objectives[0].sign * value,)
+        trial.objective = list(values) or None
+        if self._plan.rule.promotes and trial.stopped_at is not None and self._ending is None:
+            self._paused.add(trial.number)
+            return
+        self._settle(trial, Known("Stopped", values, trial.stopped_at or trial.step))
+
+    def _failed(self, trial: Trial, error: PhalanxError) -> None:
+        if isinstance(error, PlatformError) and trial.retries < self._plan.max_retries and self._ending is None:
+            trial.retries += 1
+            self._waiting.append(trial.number)
+            return
+        trial.status, trial.failure = "Failed", f"{error.kind}: {storage.redact(error.message)}"
+        trial.retryable = isinstance(error, PlatformError)
+        if self._ending is not None and trial.retryable and self._interrupted():
+            return  # the machine goes down: the trial goes on when the sweep is resumed
+        self._settle(trial, Known("Failed"))
+        known = self._final.values()
+        if all(k.state == "Failed" for k in known) and len(known) >= min(_HOPELESS, self._plan.max_jobs):
+            first = next((t for t in self.trials if t.failure), trial)
+            kind, _, text = (first.failure or "").partition(": ")
+            what = "the first trial" if len(known) == 1 else f"the first {len(known)} trials"
+            self._end("Failed", error_of_kind(kind, f"{what} of the sweep failed: {text}"))
+
+    def _settle(self, trial: Trial, known: Known) -> None:
+        self._final[trial.number] = known
+        self._ledger.finish(trial.number, known)
+        self._learn(trial.number)
+
+    def _learn(self, number: int) -> None:
+        if self._plan.lag is None:
+            self._search.learn(number, self._final[number])
+
+    # how the sweep ends
+
+    def _check_completion(self) -> None:
+        completion, first = self._plan.completion, self._plan.objectives[0]
+        if self._ending is not None:
+            return
+        scores = [
+            first.sign * self._final[n].values[0]
+            for n in sorted(self._final)
+            if self._final[n].state == "Completed" and self.trials[n].feasible
+        ]
+        if not scores:
+            return
+        best = improved_at(scores)
+        if completion.target is not None and scores[best] >= first.sign * completion.target:
+            self._end("TargetReached", None)
+        elif completion.not_improving is not None and len(scores) - 1 - best >= completion.not_improving:
+            self._end("NotImproving", None)
+        elif completion.on_convergence and len(scores) > (window := max(_CONVERGED_TRIALS, 3 * len(self._plan.ranges))):
+            before = max(scores[:-window])
+            if scores[best] - before <= _CONVERGED_SHARE * max(abs(scores[best]), 1e-12):
+                self._end("Converged", None)
+
+    def _check_time(self) -> None:
+        limit = self._plan.completion.max_runtime_s
+        if limit is not None and self._ending is None and self._spent() >= limit:
+            self._end("MaxRuntimeExceeded", None)
+
+    def _end(self, reason: str, error: PhalanxError | None) -> None:
+        """Begin no more trials, and stop those that run."""
+        self._ending, self._error = reason, error
+        for running in self._running.values():
+            running.stop()
+
+    def _interrupted(self) -> bool:
+        return isinstance(self._error, Stopped) or (self._ending is None and (bool(self._running) or self._may_begin()))
+
+    def _reason(self) -> str:
+        if self._ending is None:
+            self._ending = "SpaceExhausted" if self._exhausted else "MaxJobs"
+        if not self._interrupted():
+            for number in sorted(self._paused):
+                self._settle(self.trials[number], self._stopped_known(self.trials[number]))
+            self._paused.clear()
+        return self._ending
+
+    def _stopped_known(self, trial: Trial) -> Known:
+        return Known("Stopped", tuple(trial.objective or ()), trial.stopped_at or trial.step)
+
+    def _wait_for_all(self) -> None:
+        """No thread outlives the driver, whatever ended it."""
+        for running in self._running.values():
+            running.stop()
+        for running in list(self._running.values()):
+            running.join()
+        self._running.clear()
+
+    def _spent(self) -> float:
+        return self._spent_before + time.monotonic() - self._begun
+
+    def _write(self, status: str, reason: str) -> None:
+        state: dict[str, Json] = {
+            "status": status,
+            "reason": reason,
+            "failure": None if self._error is None else storage.redact(str(self._error)),
+            "created": self._created,
+            "spent_s": round(self._spent(), 3),
+            "overall": None if self._plan.overall is None else dict(self._plan.overall),
+        }
+        write(self._plan, self._head, self.trials, state)
+
+
+def _fill_in(trial: Trial, status: Mapping[str, Any]) -> None:
+    """Take over what a job's status.json says."""
+    trial.metrics = dict(status.get("metrics") or trial.metrics)
+    trial.seconds = float(status.get("training_seconds") or trial.seconds)
+    trial.step = max(trial.step, int(status.get("step") or 0), trial.curve.steps[-1] if trial.curve.steps else 0)
+    trial.started = trial.started or status.get("created")
+    trial.ended = status.get("ended")
+    if status["status"] == "Completed":
+        trial.curve.ended = True
+
+
+def _recorded_error(folder: str, trial: Trial, status: Mapping[str, Any]) -> PhalanxError:
+    """Return the error of a job that failed while nobody was there to learn it."""
+    text = str(status.get("failure") or "it failed")
+    with contextlib.suppress(PhalanxError):
+        head = storage.read_bytes(storage.join(folder, trial.job, "failure")).decode("utf-8", "replace")
+        return error_of_kind(head.partition(":")[0], text)
+    return AlgorithmError(text)
+
+
+def _never_reported(metric: str, plan: Plan, trial: Trial) -> str:
+    reported = ", ".join(sorted(trial.metrics)) or "nothing"
+    hint = ""
+    channel = metric.partition(":")[0]
+    if channel in ("validation", "test") and channel not in plan.job.inputs:
+        hint = f"; the job has no channel '{channel}'"
+    return f"the objective '{metric}' was never reported: the first trial reported {reported}{hint}"
+
+
+@contextmanager
+def _signals(stop: StopRequest, tell: Any) -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM stop the sweep in order; a second one does not wait. Only the main thread can listen."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.request(f"stopped by {signal.Signals(number).name}", EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM)
+        tell(Wake())
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

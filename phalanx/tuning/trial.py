@@ -1,0 +1,211 @@
+"""One trial: an ordinary job in a thread of the driver, watched while it runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, final
+
+from .. import storage
+from ..contracts import Json
+from ..errors import AlgorithmError, PhalanxError
+from ..job import JobResult, TrainingJob
+from .declared import Objective
+from .ranges import Values
+from .stopping import Curve, Rule
+
+Status = Literal["InProgress", "Completed", "Stopped", "Failed"]
+
+
+@dataclass(slots=True)
+class Trial:
+    """What the driver knows of a trial."""
+
+    number: int
+    job: str  # its name, and that of its folder
+    values: Values
+    status: Status = "InProgress"
+    curve: Curve = field(default_factory=Curve)
+    metrics: dict[str, float | None] = field(default_factory=dict)
+    objective: list[float] | None = None  # final values, as reported
+    feasible: bool = True
+    started: float | None = None
+    ended: float | None = None
+    seconds: float = 0.0  # of training
+    step: int = 0
+    retries: int = 0
+    stopped_at: int | None = None  # the step at which the early stopping rule judged it
+    failure: str | None = None
+    retryable: bool = False
+    artifact: str | None = None
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the trial as it stands in sweep.json."""
+        kept = ("number", "job", "values", "status", "objective", "feasible", "started", "ended", "seconds", "step", "retries")
+        more = ("stopped_at", "failure", "retryable", "artifact", "metrics")
+        return {name: getattr(self, name) for name in (*kept, *more)}
+
+    @classmethod
+    def from_json(cls, given: Mapping[str, Any]) -> Trial:
+        """Return the trial that `to_json` wrote, without its curve."""
+        return cls(**given)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """Message: a trial has come to a step at which it is judged."""
+
+    number: int
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Message: a trial's job has ended."""
+
+    number: int
+    result: JobResult | None
+    error: PhalanxError | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Message: somebody asked the sweep to stop."""
+
+
+Message = Judge | Ended | Wake
+
+
+@final
+class Running:
+    """A trial's job in its thread.
+
+    Args:
+        trial: whose curve grows.
+        job: to run.
+        objective: what the curve holds.
+        rule: says when the trial is judged.
+        tell: takes messages; called from the job's threads.
+    """
+
+    def __init__(
+        self, trial: Trial, job: TrainingJob, objective: Objective, rule: Rule, tell: Callable[[Message], None]
+    ) -> None:
+        self.trial = trial
+        self._job = job
+        self._watch = _Watch(trial, objective, rule, tell)
+        self._tell = tell
+        self._thread = threading.Thread(target=self._run, name=f"phalanx-trial-{trial.number}", daemon=True)
+
+    def start(self) -> None:
+        """Begin."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the job to stop in order; again: at once."""
+        self._job.stop()
+
+    def join(self) -> None:
+        """Wait for the thread, after its `Ended`."""
+        self._thread.join()
+
+    def _run(self) -> None:
+        result, error = None, None
+        try:
+            result = self._job.run(progress=self._watch)
+        except PhalanxError as raised:
+            result, error = raised.result, raised
+        except BaseException as raised:  # a thread that ends without a word would be waited for for ever
+            error = AlgorithmError(f"{type(raised).__name__}: {raised}")
+            error.__cause__ = raised
+        self._tell(Ended(self.trial.number, result, error))
+
+
+@final
+class _Watch:
+    """`tracking.console.Progress` that fills the trial's curve."""
+
+    def __init__(self, trial: Trial, objective: Objective, rule: Rule, tell: Callable[[Message], None]) -> None:
+        self._trial = trial
+        self._objective = objective
+        self._rule = rule
+        self._tell = tell
+
+    def started(self, name: str, headline: str) -> None: ...
+    def status(self, secondary: str, message: str) -> None: ...
+
+    def step(self, step: int, metrics: Mapping[str, float | None], rows: int, total_steps: int | None) -> None:
+        """Add to the curve, and ask for a judgement when one is due."""
+        trial = self._trial
+        trial.step = max(trial.step, step)
+        value = metrics.get(self._objective.metric)
+        trial.curve.of = total_steps
+        if value is None or not math.isfinite(value):
+            return
+        newer = not trial.curve.steps or step > trial.curve.steps[-1]
+        trial.curve.add(step, self._objective.sign * value)
+        if newer and self._rule.due(trial.number, step, total_steps):
+            self._tell(Judge(trial.number, step))
+
+    def log(self, rank: int, line: str) -> None: ...
+    def ended(self) -> None: ...
+
+
+def job_name(sweep: str, number: int, values: Values) -> str:
+    """Return `sweep-NNN-hash`, the same for the same trial."""
+    text = json.dumps([sweep, number, values], sort_keys=True)
+    return f"{sweep}-{number:03d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+
+
+def job_of(template: TrainingJob, trial: Trial, *, static: Mapping[str, Any], folder: str, threads: int) -> TrainingJob:
+    """Return the job of a trial; one whose folder is there goes on from its newest checkpoint.
+
+    Args:
+        template: the sweep's job.
+        trial: whose values it takes.
+        static: hyperparameters that all trials share.
+        folder: URL of the sweep's folder.
+        threads: for each worker.
+    """
+    place = storage.join(folder, trial.job)
+    resumes = str(template.checkpoint_every) != "never" and storage.read_json(storage.join(place, "status.json")) is not None
+    if not resumes:
+        clear(place)
+    return replace(
+        template,
+        hyperparameters={**static, **trial.values},
+        output=folder,
+        name=trial.job,
+        threads_per_worker=threads,
+        checkpoints=None if template.checkpoints is None else storage.join(template.checkpoints, trial.job),
+        resume=resumes,
+    )
+
+
+def clear(place: str) -> None:
+    """Remove what a job left that was killed before its record began, or that cannot be gone on with."""
+    if storage.is_local(place):
+        shutil.rmtree(storage.local_path(place), ignore_errors=True)
+    else:
+        storage.remove_below(place, list(storage.sizes_below(place)))
+
+
+def curve_of(place: str, objective: Objective) -> Curve:
+    """Return what a job has recorded of the objective so far."""
+    curve = Curve()
+    try:
+        lines = storage.read_bytes(storage.join(place, "metrics.jsonl")).splitlines()
+    except PhalanxError:
+        return curve
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            curve.add(int(entry["step"]), objective.sign * float(entry[objective.metric]))
+        except (ValueError, KeyError, TypeError):  # half a line, or a step without the objective
+            continue
+    return curve
