@@ -32,6 +32,12 @@ class Entry:
 
 
 _BUILT_IN = {
+    "factorization_machines": Entry(
+        "phalanx.algorithms.factorization_machines:FactorizationMachines",
+        "linear weights and interactions of all pairs of features, for sparse rows",
+        hyperparameters="phalanx.algorithms.factorization_machines_hyperparameters:FactorizationMachinesHyperparameters",
+        preload=("phalanx.algorithms.factorization_machines", "phalanx.algorithms.factorization_machines_fit"),
+    ),
     "kmeans": Entry(
         "phalanx.algorithms.kmeans:KMeans",
         "web-scale k-means clustering",
