@@ -177,9 +177,9 @@ class HangWatch:
         """All wait, but not in the same collective: none can ever come back."""
         waiters = self._waiters(now)
         names = {state.waiting for state in self._ranks.values()}
-        if len(waiters) < len(self._ranks) or len(names) < 2 or not all(state.noted for state in self._ranks.values()):
-            return None
-        rank = min(waiters, key=lambda number: (self._ranks[number].calls, number))
+        if len(waiters) < len(self._ranks) or len(names) < 2 or not any(state.noted for state in self._ranks.values()):
+            return None  # where no name is sure, all may be computing on devices
+        rank = min(waiters, key=lambda number: (self._ranks[number].noted, self._ranks[number].calls, number))
         other = next(number for number in waiters if self._ranks[number].waiting != self._ranks[rank].waiting)
         why = f"it waits in {self._ranks[rank].waiting}, where worker {other} waits in {self._ranks[other].waiting}"
         return Hang(rank, f"worker {rank} hangs: {why}; {self._ranks[rank].where()}", True)

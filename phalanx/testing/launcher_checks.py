@@ -213,6 +213,19 @@ class LauncherChecks:
         _, exits = run_to_end(group)
         assert [e.code for e in exits] == [-9, -9]
 
+    def test_a_worker_that_is_asked_writes_its_stack(self, launcher: Launcher, tmp_path: Path) -> None:
+        group = launcher.start(spec(tmp_path, "deep_in_thought"))
+        until(group, "alive", 4)
+        log = tmp_path / "logs" / "rank-1.log"
+        group.dump(1)
+        while "in deep_in_thought" not in log.read_text():
+            until(group, "alive", 1)
+        group.stop(0)
+        _, exits = run_to_end(group)
+        assert [e.code for e in exits] == [-9, -9]
+        assert "deep_in_thought" not in (tmp_path / "logs" / "rank-0.log").read_text()
+        group.dump(1)  # nobody is there any more
+
     def test_a_requested_stop_ends_as_stopped(self, launcher: Launcher, tmp_path: Path) -> None:
         stop = StopRequest()
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 from types import FrameType
 
-from .. import environment
+from .. import environment, pulse
 from ..contracts import WorkerContext
 from ..errors import PlatformError, Stopped, UserError
 
@@ -108,6 +108,13 @@ def ignore_stop(context: WorkerContext) -> None:
 
 def wait_for_ever(context: WorkerContext) -> None:
     """Wait for ever, with no handler for any signal."""
+    while True:
+        signal.pause()
+
+
+def deep_in_thought(context: WorkerContext) -> None:
+    """Give signs of life, and do nothing else."""
+    pulse.start(context.send, 0.05)
     while True:
         signal.pause()
 
