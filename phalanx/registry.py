@@ -40,8 +40,8 @@ _BUILT_IN = {
     ),
     "kmeans": Entry(
         "phalanx.algorithms.kmeans:KMeans",
-        "web-scale k-means clustering",
-        preload=("phalanx.algorithms.kmeans", "phalanx.algorithms.kernels.stream"),
+        "k-means clustering: web-scale mini-batches, or passes over all rows",
+        preload=("phalanx.algorithms.kmeans", "phalanx.algorithms.kmeans_batch"),
     ),
     "linear_learner": Entry(
         "phalanx.algorithms.linear_learner:LinearLearner",

@@ -24,6 +24,7 @@ from .reading import NumericBatches, first_not_finite, numbers, width_of
 if TYPE_CHECKING:
     from .kernels.nearest import Assigner
     from .kernels.stream import Part, Stream
+    from .kmeans_batch import Progress
 
 _CENTERS = "centers.npy"
 _SETTINGS = "kmeans.json"
@@ -39,6 +40,10 @@ class KMeansHyperparameters:
     """Names and defaults as users of managed k-means know them."""
 
     k: int = hyper(low=1, help="number of clusters")
+    solver: Literal["stream", "lloyd"] = hyper(
+        "stream",
+        help="stream: web-scale mini-batches, few passes; lloyd: passes over all rows until nothing improves",
+    )
     feature_dim: int | None = hyper(None, low=1, help="number of features; taken from the data when not given")
     epochs: int = hyper(1, low=1, tunable=(1, 10), help="passes over the training data")
     extra_center_factor: int | Literal["auto"] = hyper(
@@ -55,14 +60,22 @@ class KMeansHyperparameters:
         "random", tunable=("random", "kmeans++"), help="how the stream's first centres are chosen from a sample of all rows"
     )
     local_lloyd_init_method: Literal["random", "kmeans++"] = hyper(
-        "kmeans++", help="how the final reduction chooses its first centres"
+        "kmeans++", help="how the final reduction (with solver=lloyd: the descent) chooses its first centres"
     )
-    local_lloyd_max_iter: int = hyper(300, low=1, help="most iterations of the final reduction")
+    local_lloyd_max_iter: int = hyper(
+        300, low=1, help="most iterations of the final reduction; solver=lloyd: most passes over all rows"
+    )
     local_lloyd_num_trials: int | Literal["auto"] = hyper(
-        "auto", low=1, help="starts of the final reduction, of which the best is kept; auto: 10, less where k is large"
+        "auto",
+        low=1,
+        help="starts of the final reduction, of which the best is kept; auto: 10, less where k is large; "
+        "solver=lloyd: starts on a sample; auto: 3, less where k is large",
     )
     local_lloyd_tol: float = hyper(
-        1e-4, low=0, high=1, help="the final reduction ends when the loss improves by less than this share of it"
+        1e-4,
+        low=0,
+        high=1,
+        help="the final reduction (solver=lloyd: the descent) ends when the loss improves by less than this share of it",
     )
     mini_batch_size: int = hyper(5000, low=1, tunable=(3000, 15000), help="rows of a step, over all workers")
     polish_steps: int | Literal["auto"] = hyper(
@@ -74,6 +87,10 @@ class KMeansHyperparameters:
     eval_metrics: list[Literal["msd", "ssd"]] = hyper(  # noqa: RUF009
         ["msd"], help="mean (msd) and sum (ssd) of squared distances, reported for the test and validation channels"
     )
+
+    def objectives(self) -> dict[str, Literal["minimize", "maximize"]]:
+        """Return the metrics a sweep may judge by and which way is better."""
+        return dict.fromkeys(self.eval_metrics, "minimize")
 
     def check(self) -> None:
         """Raise `UserError` where values do not fit together."""
@@ -106,6 +123,7 @@ class KMeans:
         self.centers: Array | None = None  # (k, D) float32, once trained
         self._step = 0
         self._stream: Stream | None = None  # the centres after that step
+        self._progress: Progress | None = None  # of solver=lloyd
 
     @property
     def columns(self) -> int | None:
@@ -124,6 +142,9 @@ class KMeans:
 
         wanted = self.hyperparameters
         train = self._train_channel(session)
+        if wanted.solver == "lloyd":
+            self._descend(session, train)
+            return
         session.restore({"algorithm": self, "train": train})
         plan = self._plan(train.rows, train.columns or 1)
         with Assigner(session.threads) as assigner:
@@ -145,6 +166,37 @@ class KMeans:
                 session.report(self._step, metrics, rows=rows, of=plan.steps)
             if self.centers is None:
                 self._finish(session, assigner, plan)
+
+    def _descend(self, session: Session, train: Shard) -> None:
+        """Collective. Learn with passes over all rows."""
+        from .kernels.nearest import Assigner
+        from .kmeans_batch import BatchKMeans, Plan, Progress
+
+        wanted = self.hyperparameters
+        session.restore({"algorithm": self})
+        progress = self._progress = self._progress or Progress()
+        trials = wanted.local_lloyd_num_trials
+        plan = Plan(
+            wanted.k,
+            wanted.local_lloyd_init_method,
+            None if trials == "auto" else trials,
+            wanted.local_lloyd_max_iter,
+            wanted.local_lloyd_tol,
+            wanted.mini_batch_size,
+            session.seed,
+        )
+        with Assigner(session.threads) as assigner:
+            for error, rows in BatchKMeans(session.world, assigner, train, plan, progress).steps():
+                metrics = {"train:msd": error}
+                if progress.done:
+                    metrics |= self._conclude(session, assigner, progress)
+                session.report(progress.step, metrics, rows=rows, of=progress.step if progress.done else None)
+            if self.centers is None:
+                self._conclude(session, assigner, progress)
+
+    def _conclude(self, session: Session, assigner: Assigner, progress: Progress) -> dict[str, float]:
+        self.centers = progress.centers
+        return self._evaluate(session, assigner)
 
     def predict(self, requests: Features) -> dict[str, Array]:
         """Return `closest_cluster` and `distance_to_cluster` (Euclidean) of every request, (N,) float32 each.
@@ -192,6 +244,8 @@ class KMeans:
 
     def state_dict(self) -> State:
         """Return the step, and the stream's centres and weights after it; the batch to go on with follows from the step."""
+        if self._progress is not None:
+            return self._progress.state_dict()
         if self._stream is None:
             return {"step": Entry(0)}
         return {"step": Entry(self._step), "centers": Entry(self._stream.centers), "weights": Entry(self._stream.weights)}
@@ -201,6 +255,12 @@ class KMeans:
         from .kernels.stream import Stream
 
         self.centers = None
+        if self.hyperparameters.solver == "lloyd":
+            from .kmeans_batch import Progress
+
+            self._progress = Progress()
+            self._progress.load_state_dict(state)
+            return
         self._step = int(state["step"].value)
         self._stream = Stream(state["centers"].value, state["weights"].value) if self._step else None
 
@@ -273,15 +333,19 @@ class KMeans:
 
     def _finish(self, session: Session, assigner: Assigner, plan: _Plan) -> dict[str, float]:
         """Collective. Take the model from the stream and return its metrics on the other channels."""
-        from .kernels.stream import evaluate
-
         if self._step == plan.stream_steps:
             self._turn(session, assigner, plan)
         assert self._stream is not None
         self.centers = self._stream.centers.astype(np.float32)
+        return self._evaluate(session, assigner)
+
+    def _evaluate(self, session: Session, assigner: Assigner) -> dict[str, float]:
+        """Collective. Return the model's metrics on the other channels."""
+        from .kernels.stream import evaluate
+
         metrics: dict[str, float] = {}
         for name in [name for name in _EVALUATED if name in session.channels]:
             rows = self.hyperparameters.mini_batch_size
-            values = evaluate(session.world, assigner, name, session.channels[name], self.centers, rows)
+            values = evaluate(session.world, assigner, name, session.channels[name], self._trained(), rows)
             metrics |= {f"{name}:{metric}": values[metric] for metric in self.hyperparameters.eval_metrics}
         return metrics

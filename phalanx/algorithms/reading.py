@@ -67,6 +67,8 @@ class NumericBatches:
         width = width_of(features)
         if batch.weight is not None and not self._weights:
             raise UserError(f"channel '{self._name}' has row weights, which this algorithm does not take; leave them out")
+        if batch.weight is not None and not (np.isfinite(batch.weight) & (batch.weight >= 0)).all():
+            raise UserError(f"channel '{self._name}' has row weights that are negative or not finite")
         if width != columns:
             raise UserError(f"channel '{self._name}' has {width} columns where {columns} are expected")
         largest = self._largest(features)

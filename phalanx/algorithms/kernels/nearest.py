@@ -17,6 +17,7 @@ import numpy as np
 
 from ...contracts import Array, Csr
 from ..fixed_point import snap
+from . import bounds
 from . import kmeans as loops
 from .blas import single_threaded_blas
 
@@ -24,6 +25,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 _CHUNK_BYTES = 2 << 20  # of a chunk's rows or its products: what the shared cache holds beside the centres
 _MOST_ROWS, _FEWEST_ROWS = 512, 16
+_SPAN = 2048  # rows of which those to compare are gathered
 
 
 @final
@@ -77,6 +79,32 @@ class Sums:
     def counts(self) -> Array:
         """(K,) rows of each centre."""
         return self.flat[self.shape[0] * self.shape[1] : -1]
+
+
+@dataclass(slots=True)
+class Known:
+    """What is known of rows from the pass before."""
+
+    labels: Array  # (N,) int32, nearest centre; -1: not known
+    lower: Array  # (N,) float32, bounds of the distances to all other centres
+    distances: Array  # (N,) float64, squared, to the nearest centre
+
+    @classmethod
+    def nothing(cls, rows: int) -> Self:
+        """Return what is known of rows that were never seen."""
+        return cls(np.full(rows, -1, np.int32), np.zeros(rows, np.float32), np.zeros(rows))
+
+    def grown(self, rows: int) -> Known:
+        """Return the same for `rows` rows, of which the first are these."""
+        more = rows - len(self.labels)
+        if more == 0:
+            return self
+        new = Known.nothing(more)
+        return Known(
+            np.concatenate([self.labels, new.labels]),
+            np.concatenate([self.lower, new.lower]),
+            np.concatenate([self.distances, new.distances]),
+        )
 
 
 @final
@@ -134,6 +162,44 @@ class Assigner:
         total.flat[-1] = snap(distances, anchors[-1]).sum()
         return labels, distances, total
 
+    def update(
+        self,
+        rows: Array | Csr,
+        weights: Array,
+        known: Known,
+        centers: Centers,
+        drift: Array | None,
+        anchors: Array,
+        distance_anchor: Array,
+        deltas: Sequence[Sums],
+    ) -> int:
+        """Bring what is known of rows up to date with centres that moved; return how many rows changed their centre.
+
+        Args:
+            rows: (N, D).
+            weights: (N,) float64; (0,) where every row weighs 1.
+            known: of the rows; written.
+            centers: as they are now.
+            drift: (K,) bounds of how far each centre moved since `known`; None: nothing is known.
+            anchors: (D + 1,) of the grids for columns and weights.
+            distance_anchor: of the grid for weighted squared distances.
+            deltas: one for each thread: changes of the sums by centre are added, and the sum of weighted squared distances.
+        """
+        moves = _Moves.of(drift)
+        spans = list(zip(_split(len(rows), self.threads), deltas, strict=False))
+
+        def of_part(item: tuple[tuple[int, int], Sums]) -> int:
+            (start, stop), delta = item
+            return sum(
+                _update_span(rows, weights, known, centers, moves, anchors, delta, slice(at, min(at + _SPAN, stop)))
+                for at in range(start, stop, _SPAN)
+            )
+
+        changed = sum(self.each(spans, of_part))
+        costs = known.distances * weights if len(weights) else known.distances
+        deltas[0].flat[-1] += snap(costs, distance_anchor).sum()
+        return changed
+
     def each(self, items: Sequence[S], work: Callable[[S], T]) -> list[T]:
         """Return `work(item)` of every item, done by the threads."""
         if self._pool is None or len(items) < 2:
@@ -167,6 +233,70 @@ class Assigner:
 
         parts = [slice(start, stop) for start, stop in _split(len(rows), self.threads)]
         return labels, distances, self.each(parts, of_part)
+
+
+@dataclass(frozen=True, slots=True)
+class _Moves:
+    """How far centres moved at most."""
+
+    most: float
+    next_most: float  # without the fastest
+    fastest: int
+
+    @classmethod
+    def of(cls, drift: Array | None) -> Self:
+        """Return the extremes of what each centre moved (K,)."""
+        if drift is None:
+            return cls(np.inf, np.inf, -1)
+        fastest = int(drift.argmax())
+        others = np.delete(drift, fastest)
+        return cls(float(drift[fastest]), float(others.max(initial=0.0)), fastest)
+
+
+def _update_span(
+    rows: Array | Csr,
+    weights: Array,
+    known: Known,
+    centers: Centers,
+    moves: _Moves,
+    anchors: Array,
+    delta: Sums,
+    span: slice,
+) -> int:
+    """Do the work of `Assigner.update` for rows `span`."""
+    chunk = dense_rows(rows, span.start, span.stop)
+    labels, lower, distances = known.labels[span], known.lower[span], known.distances[span]
+    todo = np.empty(len(chunk), dtype=np.int32)
+    count = bounds.to_compare(chunk, centers.values, labels, lower, moves.most, moves.next_most, moves.fastest, distances, todo)
+    if count == 0:
+        return 0
+    before = labels.copy()
+    clusters, columns = centers.values.shape
+    most = min(max(_CHUNK_BYTES // (4 * max(clusters, columns)), _FEWEST_ROWS), _MOST_ROWS, count)
+    shifted = np.empty((most, columns), dtype=np.float32)
+    products = np.empty((most, clusters), dtype=np.float32)
+    norms = np.empty(most, dtype=np.float32)
+    for start in range(0, count, most):
+        some = todo[start : min(start + most, count)]
+        size = len(some)
+        bounds.shift_some(chunk, some, centers.offset, shifted, norms)
+        with np.errstate(over="ignore", invalid="ignore"):
+            np.matmul(shifted[:size], centers.shifted.T, out=products[:size])
+        bounds.nearest_of_some(
+            chunk,
+            some,
+            norms,
+            products,
+            centers.values,
+            centers.half_squares,
+            centers.largest_norm,
+            centers.largest_half,
+            labels,
+            lower,
+            distances,
+        )
+    heavy = weights[span] if len(weights) else weights
+    return int(bounds.exchange(chunk, heavy, before, labels, anchors, delta.rows, delta.counts))
 
 
 def dense_rows(rows: Array | Csr, start: int, stop: int) -> Array:

@@ -75,7 +75,7 @@ class Stream:
         lengths = np.concatenate(world.all_gather(distances[own]))
         vectors = np.concatenate(world.all_gather(mine))
         order = np.lexsort((numbers, -lengths))[:most]
-        picked = order[_first_of_equals(vectors[order])][: len(idle)]
+        picked = order[first_of_equals(vectors[order])][: len(idle)]
         self.centers[idle[: len(picked)]] = vectors[picked]
         self.weights[idle[: len(picked)]] = 1
 
@@ -103,11 +103,11 @@ def start(world: Collective, batches: NumericBatches, count: int, batch_rows: in
         vectors = vectors[world.broadcast(chosen)]
     centers = vectors[:count]
     weights = np.zeros(len(centers))
-    weights[_first_of_equals(centers)] = 1
+    weights[first_of_equals(centers)] = 1
     return Stream(centers, weights)
 
 
-def _first_of_equals(rows: Array) -> Array:
+def first_of_equals(rows: Array) -> Array:
     """Return the numbers of the rows that equal no earlier one, ascending."""
     first: Array = np.sort(np.unique(rows, axis=0, return_index=True)[1])
     return first

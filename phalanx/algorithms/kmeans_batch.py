@@ -1,0 +1,302 @@
+"""Lloyd's algorithm on all rows: starts on a sample that grows while that pays, then passes over the channel to the end.
+
+Good starts come from greedy k-means++ on a small sample, the best of several. The sample grows from stage to stage once its own
+loss hardly falls, as in Newling and Fleuret, "Nested mini-batch k-means" (2016): most of the way is gone on few rows. Passes
+compare only rows whose nearest centre may have changed (`kernels.bounds`), and move sums by the rows that changed.
+
+All sums are exact (`fixed_point`) and every label is that of the nearest centre, so the model is the same, bit for bit, for
+every number of workers and threads, and after a resume, which keeps the centres and nothing of the bounds.
+
+Legend of shapes: n rows of this rank, D columns, k centres.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from ..contracts import Array, Collective, Csr, Entry, Shard, State
+from ..parallel.collective import together
+from .fixed_point import grid
+from .kernels.lloyd import Init, Reduction
+from .kernels.nearest import Assigner, Centers, Known, Sums, dense_rows
+from .kernels.stream import Stream, first_of_equals, reduce_stream
+from .reading import NumericBatches, numbers
+
+_START_ROWS, _START_ROWS_EACH = 2048, 10  # of the sample that starts are tried on; for each centre
+_START_ITERATIONS = 5
+_GROWTH = 4  # of the sample from stage to stage
+_SAMPLE_SHARE = 4  # the sample has at most a quarter of all rows
+_STAGE_TOLERANCE = 3e-3  # relative improvement below which the sample grows
+_READ_BYTES = 32 << 20
+_STARTS, _START_COST = 3, 2 * 10**9
+
+Part = tuple[int, Array | Csr, Array]  # number of the first row, rows of this rank, their weights; no weights where all are 1
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is wanted."""
+
+    k: int
+    init: Init
+    starts: int | None  # None: 3, fewer where k is large
+    iterations: int  # most passes over all rows
+    tolerance: float  # relative improvement of a pass that ends it
+    batch_rows: int  # least rows that are read at once, over all ranks
+    seed: int
+
+
+@final
+class Progress:
+    """Where the descent is: what a checkpoint holds. The same on every rank."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.centers: Array | None = None  # (k, D) float32
+        self.active = 0  # rows of the sample that take part; 0: all rows of the channel do
+        self.passes = 0  # over all rows
+        self.error = np.inf  # mean squared distance of the step before on the same rows
+        self.done = False
+
+    def state_dict(self) -> State:
+        """Return everything."""
+        numbers_ = [self.step, self.active, self.passes, self.error if np.isfinite(self.error) else -1.0, int(self.done)]
+        return {"lloyd": Entry(numbers_), "centers": Entry(self.centers)} if self.step else {"step": Entry(0)}
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to a state."""
+        if "lloyd" not in state:
+            return
+        step, active, passes, error, done = state["lloyd"].value
+        self.step, self.active, self.passes, self.done = int(step), int(active), int(passes), bool(done)
+        self.error = float(error) if error >= 0 else np.inf
+        self.centers = np.asarray(state["centers"].value, dtype=np.float32)
+
+
+@final
+class Descent:
+    """Lloyd's iterations over one set of rows.
+
+    Args:
+        world: the ranks.
+        assigner: finds nearest centres.
+        read: yields this rank's rows, the same ones in the same order every time; makes no collective call.
+        largest: (D + 1,) largest magnitudes of columns and of weights over all ranks.
+        addends: most rows over all ranks.
+        counts: whether this rank's rows count; one rank's do where every rank reads all of them.
+    """
+
+    def __init__(
+        self,
+        world: Collective,
+        assigner: Assigner,
+        read: Callable[[], Iterator[Part]],
+        largest: Array,
+        addends: int,
+        *,
+        counts: bool = True,
+    ) -> None:
+        self._world = world
+        self._assigner = assigner
+        self._read = read
+        self._largest, self._heaviest = largest[:-1].astype(np.float64), float(largest[-1])
+        self._addends = addends
+        self._counts = counts
+        self._anchors = grid(np.append(self._largest * self._heaviest, self._heaviest), addends)
+        self._known: list[Known] = []
+        self._sums: Sums | None = None
+        self._drift: Array | None = None
+
+    def iterate(self, values: Array) -> tuple[Array, float, int, bool]:
+        """Collective. Give every row its nearest centre, and every centre the mean of its rows.
+
+        Args:
+            values: (k, D) float32 centres: those that the last call returned, or the first ones.
+
+        Returns:
+            The centres moved (k, D) float32; the mean squared distance before they moved; the rows that changed their
+            centre; whether a centre without rows was put elsewhere.
+        """
+        centers = Centers(values)
+        anchor = grid(centers.farthest(self._largest) * self._heaviest, self._addends)
+        shape = (values.shape[0], values.shape[1])
+        deltas = [Sums.zeros(shape) for _ in range(self._assigner.threads)]
+
+        def sweep() -> int:
+            changed = 0
+            for number, (_, rows, weights) in enumerate(self._read()):
+                if number == len(self._known):
+                    self._known.append(Known.nothing(len(rows)))
+                known = self._known[number] = self._known[number].grown(len(rows))
+                changed += self._assigner.update(rows, weights, known, centers, self._drift, self._anchors, anchor, deltas)
+            return changed
+
+        changed = together(self._world, "clustering the rows of channel 'train'", sweep)
+        delta = deltas[0].flat
+        for other in deltas[1:]:
+            delta += other.flat
+        total = self._world.all_reduce(np.append(delta, float(changed)) * float(self._counts))
+        if self._sums is None:
+            self._sums = Sums.zeros(shape)
+        self._sums.flat += total[:-1]
+        error, self._sums.flat[-1] = float(total[-2]), 0.0
+        counts = self._sums.counts
+        idle = np.flatnonzero(counts <= 0)
+        moved = (self._sums.rows / np.where(counts > 0, counts, 1.0)[:, None]).astype(np.float32)
+        moved[idle] = values[idle]
+        repaired = bool(len(idle)) and self._revive(idle, moved)
+        difference = moved.astype(np.float64) - values
+        self._drift = np.sqrt(np.einsum("kd,kd->k", difference, difference)) * (1 + 1e-9)
+        return moved, error / max(float(counts.sum()), 1e-300), int(total[-1]), repaired
+
+    def _revive(self, idle: Array, centers: Array) -> bool:
+        """Collective. Put centres without rows where the farthest rows are; return whether there were any."""
+        most = 4 * len(idle) + 64  # some rows will be equal
+        known = np.concatenate([np.zeros(0), *(one.distances for one in self._known)])
+        own = np.argsort(-known, kind="stable")[:most]
+        own = np.sort(own[known[own] > 0])
+
+        def fetch() -> tuple[Array, Array, Array]:
+            found, start = [(np.zeros((0, centers.shape[1]), np.float32), own[:0], own[:0])], 0
+            for first_row, rows, weights in self._read():
+                picked = own[(own >= start) & (own < start + len(rows))]
+                picked = picked[weights[picked - start] > 0] if len(weights) else picked
+                found += [
+                    (dense_rows(rows, i, i + 1), np.array([i + start]), np.array([i + first_row])) for i in picked - start
+                ]
+                start += len(rows)
+            vectors, places, row_numbers = (np.concatenate(column) for column in zip(*found, strict=True))
+            return vectors, places, row_numbers
+
+        vectors, places, row_numbers = together(self._world, "reading channel 'train'", fetch)
+        lengths = np.concatenate(self._world.all_gather(known[places]))
+        row_numbers = np.concatenate(self._world.all_gather(row_numbers))
+        vectors = np.concatenate(self._world.all_gather(vectors))
+        order = np.lexsort((row_numbers, -lengths))[:most]
+        picked = order[first_of_equals(vectors[order])][: len(idle)]
+        centers[idle[: len(picked)]] = vectors[picked]
+        return len(picked) > 0
+
+
+@final
+class BatchKMeans:
+    """The descent over sample and channel.
+
+    Args:
+        world: the ranks.
+        assigner: finds nearest centres.
+        shard: channel `train`.
+        plan: what is wanted.
+        progress: where to go on; kept up to date.
+    """
+
+    def __init__(self, world: Collective, assigner: Assigner, shard: Shard, plan: Plan, progress: Progress) -> None:
+        self._world = world
+        self._assigner = assigner
+        self._shard = shard
+        self._plan = plan
+        self._progress = progress
+        self._rows = max(plan.batch_rows, _READ_BYTES // (4 * max(shard.columns or 1, 1)))
+        self._counts = shard.parts > 1 or world.rank == 0
+
+    def steps(self) -> Iterator[tuple[float, int]]:
+        """Collective. Do one step after the other; yield the mean squared distance before it and the rows it looked at."""
+        progress, plan, rows = self._progress, self._plan, self._shard.rows
+        if progress.done:
+            return
+        if progress.step == 0 or progress.active:
+            start_rows = min(max(_START_ROWS, _START_ROWS_EACH * plan.k), rows)
+            sample = max(rows // _SAMPLE_SHARE, start_rows)
+            yield from self._on_sample(sample, start_rows)
+        largest = self._scan()
+        descent = Descent(self._world, self._assigner, self._read, largest, rows, counts=self._counts)
+        while not progress.done:
+            error, changed, repaired = self._advance(descent)
+            small = progress.error - error <= plan.tolerance * progress.error and np.isfinite(progress.error)
+            progress.passes += 1
+            progress.done = progress.passes >= plan.iterations or (not repaired and (small or changed == 0))
+            progress.error = error
+            yield error, rows
+
+    def _advance(self, descent: Descent) -> tuple[float, int, bool]:
+        assert self._progress.centers is not None
+        self._progress.centers, error, changed, repaired = descent.iterate(self._progress.centers)
+        self._progress.step += 1
+        return error, changed, repaired
+
+    def _on_sample(self, count: int, start_rows: int) -> Iterator[tuple[float, int]]:
+        """Collective. Choose the first centres and improve them on more and more of the first `count` rows, shuffled."""
+        progress = self._progress
+        batches = NumericBatches(self._world, "train", self._shard, self._assigner.largest, weights=True)
+        batch, rows, largest = next(batches.epoch(count, 0, shuffle=True))
+        weights = np.zeros(0) if batch.weight is None else batch.weight.astype(np.float64)
+        if not np.isfinite(largest).all():
+            self._scan()
+        heaviest = self._world.all_reduce(np.array([weights.max(initial=0.0) if batch.weight is not None else 1.0]), "max")
+
+        def first(total: int) -> int:
+            return min(max(total - batch.first_row, 0), len(batch))
+
+        if progress.step == 0:
+            progress.centers = self._start(rows, weights, first(start_rows))
+            progress.active = min(start_rows * _GROWTH, count)
+
+        def read() -> Iterator[Part]:
+            stop = first(progress.active)
+            yield batch.first_row, head(rows, stop), weights[:stop]
+
+        descent = Descent(self._world, self._assigner, read, np.append(largest, heaviest), count, counts=self._counts)
+        if count >= self._shard.rows:
+            progress.active = 0  # the sample is all there is
+        while progress.active:
+            error, _, repaired = self._advance(descent)
+            looked_at = progress.active
+            if not repaired and progress.error - error <= _STAGE_TOLERANCE * progress.error and np.isfinite(progress.error):
+                progress.active = 0 if progress.active >= count else min(progress.active * _GROWTH, count)
+                error_now = np.inf
+            else:
+                error_now = error
+            progress.error = error_now
+            yield error, looked_at
+
+    def _start(self, rows: Array | Csr, weights: Array, stop: int) -> Array:
+        """Collective. Return the best of several starts on the first rows of the sample."""
+        plan = self._plan
+        points = np.concatenate(self._world.all_gather(dense_rows(rows, 0, stop)))
+        own = weights[:stop] if len(weights) else np.ones(stop)
+        heavy = np.concatenate(self._world.all_gather(own))
+        if not self._counts or self._shard.parts == 1:
+            points, heavy = points[:stop], heavy[:stop]  # every rank has all of them
+        if not heavy.any():
+            heavy = np.ones(len(heavy))
+        cost = points.size * plan.k * _START_ITERATIONS
+        starts = plan.starts or int(min(max(_START_COST // cost, 1), _STARTS))
+        reduction = Reduction(plan.k, plan.init, _START_ITERATIONS, 0.0, plan.seed)
+        stream = reduce_stream(self._world, self._assigner, Stream(points, heavy), reduction, starts)
+        return stream.centers.astype(np.float32)
+
+    def _scan(self) -> Array:
+        """Collective. Return the largest magnitudes of columns and weights (D + 1,) of the channel, whose rows it checks."""
+        largest, heaviest = np.zeros(self._shard.columns or 1), 0.0
+        batches = NumericBatches(self._world, "train", self._shard, self._assigner.largest, weights=True)
+        for batch, _, magnitudes in batches.epoch(self._rows, 0):
+            np.maximum(largest, magnitudes, out=largest)
+            heaviest = max(heaviest, 1.0 if batch.weight is None else float(batch.weight.max(initial=0.0)))
+        return np.append(largest, self._world.all_reduce(np.array([heaviest]), "max"))
+
+    def _read(self) -> Iterator[Part]:
+        for batch in self._shard.batches(self._rows):
+            weights = np.zeros(0) if batch.weight is None else batch.weight.astype(np.float64)
+            yield batch.first_row, numbers(batch.features, "channel 'train'"), weights
+
+
+def head(rows: Array | Csr, stop: int) -> Array | Csr:
+    """Return the first `stop` rows; no copy."""
+    if not isinstance(rows, Csr):
+        return rows[:stop]
+    end = int(rows.indptr[stop])
+    return Csr(rows.indptr[: stop + 1], rows.indices[:end], rows.values[:end], rows.columns)
