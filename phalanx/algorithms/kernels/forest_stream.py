@@ -33,7 +33,6 @@ from .forest import (
     size_of,
 )
 
-_EARLY = 0.125  # of a tree's sample: so far every row is taken, then fewer and fewer until it is full
 _TREE = "f4[:, ::1], i4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[::1], i4[:, ::1]"  # of one tree
 
 
@@ -197,9 +196,6 @@ def _taken(bits, time, decay, keys, heads, worst):
     share = share_of(mix(bits))
     most, rows = keys.shape[0], heads[ROWS]
     if rows < most:
-        filled = rows / most
-        if filled >= _EARLY and share_of(mix(bits + np.uint64(1))) >= 1 - (filled - _EARLY) / (1 - _EARLY):
-            return -1
         keys[rows] = np.log(-np.log(share)) - decay * time
         worst[0] = -1
         return rows
