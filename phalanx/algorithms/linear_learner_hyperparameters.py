@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..errors import UserError
 from ..hyperparameters import hyper
@@ -27,6 +27,8 @@ _MOST_MODELS = 32
 @dataclass(frozen=True)
 class LinearLearnerHyperparameters:
     """Names, defaults and ranges as users of the managed linear learner know them."""
+
+    IN_SWEEP: ClassVar[dict[str, int]] = {"num_models": 1}  # the sweep itself looks for the best candidate
 
     predictor_type: Literal["binary_classifier", "multiclass_classifier", "regressor"] = hyper(help="what is predicted")
     num_classes: int | None = hyper(
@@ -139,6 +141,28 @@ class LinearLearnerHyperparameters:
         criterion = self.binary_classifier_model_selection_criteria
         if criterion == "cross_entropy_loss" and self.loss == "hinge_loss":
             raise UserError("cross_entropy_loss needs probabilities, which loss=hinge_loss has not; use loss_function")
+
+    def objectives(self) -> dict[str, Literal["minimize", "maximize"]]:
+        """Return the metrics a sweep may judge by and which way is better."""
+        shared: dict[str, Literal["minimize", "maximize"]] = {"objective_loss": "minimize"}
+        if self.predictor_type == "regressor":
+            return {**shared, "mse": "minimize", "rmse": "minimize", "absolute_loss": "minimize"}
+        kind = "binary" if self.predictor_type == "binary_classifier" else "multiclass"
+        names = {
+            "binary": (
+                "binary_classification_accuracy",
+                "binary_f_beta",
+                "precision",
+                "recall",
+                "balanced_accuracy",
+                "roc_auc_score",
+            ),
+            "multiclass": (
+                *("multiclass_accuracy", "multiclass_top_k_accuracy", "dcg"),
+                *("macro_f_beta", "macro_precision", "macro_recall"),
+            ),
+        }[kind]
+        return {**shared, **dict.fromkeys(names, "maximize")}
 
     @property
     def loss_name(self) -> str:

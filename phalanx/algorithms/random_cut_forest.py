@@ -54,6 +54,10 @@ class RandomCutForestHyperparameters:
     )
     attribution: bool = hyper(False, help="responses also say what each feature (of each row of a window) adds to the score")
 
+    def objectives(self) -> dict[str, Literal["minimize", "maximize"]]:
+        """Return the metrics a sweep may judge by and which way is better; they need labels in channel `test`."""
+        return dict.fromkeys(("f1", "precision", "recall", "accuracy"), "maximize")
+
 
 @final
 class RandomCutForest:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..errors import UserError, nearest
 from ..hyperparameters import hyper
-from .xgboost_metrics import BINARY_METRICS, OWN_METRICS
+from .xgboost_metrics import BINARY_METRICS, OWN_METRICS, maximises
 
 Objective = Literal[
     "reg:squarederror",
@@ -47,6 +47,24 @@ _TREE = (
     *("tree_method", "grow_policy", "max_leaves", "max_bin"),
 )
 _DART = ("sample_type", "normalize_type", "rate_drop", "skip_drop", "one_drop")
+_JUDGED_BY = {  # what the library reports when no eval_metric is asked for, where that is not rmse
+    "reg:gamma": "gamma-nloglik",
+    "reg:tweedie": "tweedie-nloglik",
+    "reg:pseudohubererror": "mphe",
+    "reg:squaredlogerror": "rmsle",
+    "reg:absoluteerror": "mae",
+    "binary:logistic": "logloss",
+    "binary:logitraw": "logloss",
+    "binary:hinge": "error",
+    "count:poisson": "poisson-nloglik",
+    "multi:softmax": "mlogloss",
+    "multi:softprob": "mlogloss",
+    "rank:pairwise": "ndcg",
+    "rank:ndcg": "ndcg",
+    "rank:map": "map",
+    "survival:aft": "aft-nloglik",
+    "survival:cox": "cox-nloglik",
+}
 _NAMES = {"reg_lambda": "lambda"}  # ours -> the library's, where they differ
 _GONE = {  # no effect on a CPU, or none any more: said once, otherwise ignored
     "sketch_eps": "xgboost has no sketch_eps any more; max_bin sets how fine the splits are",
@@ -161,6 +179,12 @@ class XGBoostHyperparameters:
         names = (name.removeprefix("validation:").removeprefix("train:") for name in wanted)
         power = f"{self.tweedie_variance_power:g}"
         return list(dict.fromkeys(f"{name}@{power}" if name == "tweedie-nloglik" else name for name in names))
+
+    def objectives(self) -> dict[str, Literal["minimize", "maximize"]]:
+        """Return the metrics a sweep may judge by and which way is better; what this job reports comes first."""
+        asked = [name.partition("@")[0] for name in self.metrics()]
+        names = dict.fromkeys([*asked[-1:], _JUDGED_BY.get(self.objective, "rmse"), *_METRICS, *OWN_METRICS])
+        return {name: "maximize" if maximises(name) else "minimize" for name in names}
 
     def samples(self) -> bool:
         """Return whether rounds draw random numbers."""
