@@ -45,8 +45,8 @@ class LocalSum:
         with contextlib.suppress(OSError):
             if world.rank == 0:
                 path, memory = _created(token, 2 * world.size * _SLOT)
-        place, wanted = world.broadcast([None if path is None else str(path), token.hex()])
-        if world.rank and place is not None:
+        place, wanted = world.broadcast(["" if path is None else str(path), token.hex()])
+        if world.rank and place:
             with contextlib.suppress(OSError, ValueError):
                 memory = _opened(Path(place), bytes.fromhex(wanted))
         shared = all(world.all_gather(memory is not None))

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Protocol, final
+from typing import Any, Protocol, TypeAlias, final
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from ..errors import UserError
 from .cutting import Piece, pieces, seed_of
 
 Collate = Callable[[Any], Any]
+Rows: TypeAlias = Array | range  # numbers of the samples of a global batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +87,7 @@ class Feed(Protocol):
 class MapFeed:
     """A dataset of known length whose samples are fetched by number."""
 
-    def __init__(
-        self, dataset: Any, loading: Loading, plan: Callable[[int], list[Array]], steps: int | None, seed: int
-    ) -> None:
+    def __init__(self, dataset: Any, loading: Loading, plan: Callable[[int], list[Rows]], steps: int | None, seed: int) -> None:
         self._dataset = dataset
         self._loading = loading
         self._plan = plan
@@ -124,7 +123,7 @@ class _Wanted:
     """One global batch to fetch this rank's part of."""
 
     number: int
-    rows: Array
+    rows: Rows
     share: Share
 
 
@@ -145,15 +144,15 @@ class _Fetch(Dataset[Portion]):
     def _piece(self, wanted: _Wanted, piece: Piece) -> Any:
         rows = wanted.rows[piece.start : piece.stop]
         if isinstance(self._dataset, TensorDataset) and self._collate is None:
-            first, last = int(rows[0]), int(rows[-1])
-            if last - first + 1 == len(rows) and bool((rows[1:] > rows[:-1]).all()):
-                return tuple(tensor[first : last + 1] for tensor in self._dataset.tensors)
-            numbers = torch.from_numpy(rows)
-            return tuple(tensor[numbers] for tensor in self._dataset.tensors)
+            if isinstance(rows, range):  # neighbours need not be copied
+                return tuple(tensor[rows.start : rows.stop] for tensor in self._dataset.tensors)
+            gathered = torch.from_numpy(rows)
+            return tuple(tensor[gathered] for tensor in self._dataset.tensors)
         seed = seed_of(self._seed ^ 0x5EED, self._epoch, (wanted.number << 20) + piece.number)
         seed_all(seed)  # samples may be drawn at random: the same ones wherever and whenever they are fetched
         many = getattr(self._dataset, "__getitems__", None)
-        samples = many(rows.tolist()) if many is not None else [self._dataset[row] for row in rows.tolist()]
+        numbers = list(rows) if isinstance(rows, range) else rows.tolist()
+        samples = many(numbers) if many is not None else [self._dataset[row] for row in numbers]
         return (self._collate or default_collate)(samples)
 
 

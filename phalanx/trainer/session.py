@@ -13,7 +13,7 @@ from ..contracts import Collective, Json, Shard, Stateful
 from ..errors import AlgorithmError, Stopped
 from .saving import Saver
 
-_VOTE_MICROS = 50_000  # between two votes
+_VOTE_MICROS = 100_000  # between two votes
 _MOST_STEPS = 64
 _SAVE, _STOP = 1 << 32, 1 << 33  # added to a rank's vote, which is otherwise the microseconds of a step
 
@@ -90,7 +90,7 @@ class WorkerSession:
     def _agreed(self, step: int) -> int:
         """Collective. Return what the ranks agreed on: the same on all at the same step.
 
-        Ranks vote every few milliseconds of work, not at every step: each vote carries the duration of a step as well, from
+        Ranks vote a few times a second, not at every step: each vote carries the duration of a step as well, from
         whose maximum all derive the number of steps until the next.
         """
         if step < self._next_vote:

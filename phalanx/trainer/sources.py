@@ -19,11 +19,10 @@ from torch.utils.data import (
     default_collate,
 )
 
-from ..contracts import Array
 from ..data.order import shuffled
 from ..errors import UserError
 from .cutting import seed_of
-from .feeding import Feed, Loading, MapFeed, ShardFeed, StreamFeed, seed_all
+from .feeding import Feed, Loading, MapFeed, Rows, ShardFeed, StreamFeed, seed_all
 
 
 def feed_of(data: Any, loading: Loading, *, seed: int, training: bool) -> Feed:
@@ -71,8 +70,8 @@ def _map_feed(dataset: Any, loading: Loading, seed: int, training: bool) -> MapF
     if count == 0:
         raise UserError(f"the data has {rows} rows, fewer than batch_size={size}, and drop_last leaves none")
 
-    def plan(epoch: int) -> list[Array]:
-        order = shuffled(rows, seed=seed, epoch=epoch, page=1) if shuffle else np.arange(rows)
+    def plan(epoch: int) -> list[Rows]:
+        order: Rows = shuffled(rows, seed=seed, epoch=epoch, page=1) if shuffle else range(rows)
         return [order[start : start + size] for start in range(0, count * size, size)]
 
     return MapFeed(dataset, loading, plan, count, seed)
@@ -103,10 +102,10 @@ def _loader_feed(loader: Any, loading: Loading, seed: int, training: bool) -> Fe
     return MapFeed(loader.dataset, loading, _sampled(sampler, seed, size, loading.drop_last), None, seed)
 
 
-def _sampled(sampler: Any, seed: int, size: int | None, drop_last: bool) -> Callable[[int], list[Array]]:
+def _sampled(sampler: Any, seed: int, size: int | None, drop_last: bool) -> Callable[[int], list[Rows]]:
     """Return the global batches that a user's sampler of rows (with `size`) or of batches (without) makes of an epoch."""
 
-    def plan(epoch: int) -> list[Array]:
+    def plan(epoch: int) -> list[Rows]:
         with torch.random.fork_rng(devices=[]):
             seed_all(seed_of(seed, epoch, 1))
             generator = getattr(sampler, "generator", None)
