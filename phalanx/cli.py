@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import cli_tune
 from .errors import EXIT_ALGORITHM, EXIT_SIGINT, EXIT_USER, PhalanxError, UserError, to_record
 
 if TYPE_CHECKING:
@@ -285,16 +286,18 @@ def checkpoints(
 
 @app.command()
 def show(
-    job: Annotated[str, typer.Argument(help="A job's folder or URL.")],
+    job: Annotated[str, typer.Argument(help="A job's or a sweep's folder or URL.")],
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Show how a job goes or went: status, steps, restarts, and where its time went."""
+    """Show how a job goes or went: status, steps, restarts, and where its time went; or the trials of a sweep."""
     from . import storage
     from .tracking.summary import rows_of
 
     _debug(debug)
     status = storage.read_json(storage.join(job, "status.json"))
+    if status is None and cli_tune.show_sweep(job, as_json=as_json):
+        return
     if status is None:
         raise UserError(f"there is no job at {job}: its folder must hold status.json")
     if as_json:
@@ -480,6 +483,8 @@ def _table(headers: list[str], rows: list[list[str]]) -> None:
         table.add_row(*(Text(cell) for cell in row))  # as they are: brackets are no markup
     Console(width=None if sys.stdout.isatty() else 160).print(table)
 
+
+cli_tune.add_to(app)
 
 if __name__ == "__main__":
     main()

@@ -76,6 +76,13 @@ def test_commands_and_options() -> None:
             "--schema", "--seed", "--set", "--source-dir", "--spot", "--strategy", "--test", "--threads-per-worker", "--train",
             "--validation", "--workers",
         ],
+        "tune": [
+            "--channel", "--content-type", "--debug", "--deterministic", "--direction", "--early-stopping", "--json", "--max-jobs",
+            "--max-parallel", "--max-runtime", "--name", "--not-improving", "--objective", "--output", "--range", "--resume", "--seed", "--set",
+            "--storage", "--strategy", "--target", "--test", "--threads-per-worker", "--train", "--validation", "--warm-start",
+            "--warm-start-kind", "--workers",
+        ],
+        "report": ["--debug", "--output"],
         "checkpoints": ["--debug", "--json"],
         "show": ["--debug", "--json"],
         "predict": ["--accept", "--content-type", "--debug", "--input", "--output"],
