@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any, final
 
 KIND = "alive"
-_IDLE = 0.1  # cores: a process that uses less while it is in one of the places below waits for its peers
+_IDLE = 0.2  # cores: a process that uses less while it is in one of the places below waits for its peers
 _PLACES = ("/torch/distributed/", "/torch/autograd/", "/torch/nn/parallel/", "/deepspeed/", "/xgboost/", "/phalanx/parallel/")
 
 

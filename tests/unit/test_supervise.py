@@ -256,6 +256,19 @@ def test_the_budget_is_used_up(tmp_path: Path) -> None:
     assert (outcome.secondary_status, outcome.restarts) == ("Failed", 1)
 
 
+def test_the_pause_before_a_restart_begins_anew_after_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(StopRequest, "wait", lambda self, seconds: pauses.append(seconds))
+
+    def attempt(*steps: int) -> list[Happened]:
+        told: list[Happened] = [Event(0, 1.0, {"kind": "step", "step": step}) for step in steps]
+        return [*told, Exit(0, -9, 1.0), Exit(1, 0, 1.0)]
+
+    launcher = PlayedLauncher(attempt(1, 2), attempt(), attempt(2), attempt(3), attempt(3), attempt(3), WELL)
+    assert run(launcher, tmp_path, budget=Budget(9)).restarts == 6
+    assert pauses == [0.0, 1.0, 2.0, 0.0, 1.0, 2.0], "step 2 was done before, step 3 is new"
+
+
 def test_a_users_error_is_not_tried_again(tmp_path: Path) -> None:
     outcome = run(PlayedLauncher([failed(0, UserError("no"))]), tmp_path, budget=Budget(5))
     assert isinstance(outcome.error, UserError)
