@@ -382,6 +382,8 @@ class _Run:
         self._request.work.on_event(event)
         if body["kind"] == "phase" and event.rank == 0:
             self._record.enter(body["phase"])
+            if body["phase"] == "Training":
+                self._record.trains(event.time)
             self._progress.status(body["phase"], "")
         elif body["kind"] == "step":
             self._record.step(body["step"], body["time"], body["metrics"])
@@ -389,8 +391,9 @@ class _Run:
         elif body["kind"] == "saved":
             self._record.saved(body)
         elif body["kind"] == "restored":
-            self._record.restored(body["step"], body["passed_over"])
-            self._progress.status("Training", f"goes on from step {body['step']}")
+            self._record.restored(body["step"], event.time, body["passed_over"])
+            if body["step"]:
+                self._progress.status("Training", f"goes on from step {body['step']}")
 
     def _on_retry(self, error: PhalanxError) -> None:
         self._record.interrupted(error)

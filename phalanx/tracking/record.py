@@ -100,15 +100,19 @@ class JobRecord:
 
     def saved(self, report: Mapping[str, Json]) -> None:
         """Note a checkpoint, and what it cost."""
-        self._goodput.saved(float(report["stall_s"]))
+        self._goodput.saved(int(report["step"]), float(report["stall_s"]))
         with self._lock:
             kept = {name: report[name] for name in ("step", "bytes", "stall_s", "write_s")}
             self._status["checkpoint"] = {**kept, "time": time.time()}
             self._write_status()
 
-    def restored(self, step: int, passed_over: Sequence[Mapping[str, Json]]) -> None:
-        """Note from where an attempt goes on, and which checkpoints could not be used."""
-        self._goodput.restored(step)
+    def trains(self, when: float) -> None:
+        """Note that an attempt begins to train."""
+        self._goodput.began(when)
+
+    def restored(self, step: int, when: float, passed_over: Sequence[Mapping[str, Json]]) -> None:
+        """Note from where an attempt goes on, since when, and which checkpoints could not be used."""
+        self._goodput.restored(step, when)
         with self._lock:
             self._status["resumed_from_step"] = step or None
             self._status["passed_over"] = list(passed_over)

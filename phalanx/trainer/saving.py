@@ -47,7 +47,7 @@ class Saver:
         if step:
             self._schedule.saved(step)
         passed = [asdict(found) for found in self._store.restored.passed_over]
-        if self._rank == 0 and (step or passed):
+        if self._rank == 0:
             self._send({"kind": "restored", "step": step, "passed_over": passed})
         return step
 

@@ -14,7 +14,7 @@ from ..errors import AlgorithmError, Stopped
 from .saving import Saver
 
 _VOTE_MICROS = 100_000  # between two votes
-_MOST_STEPS = 64
+_MOST_STEPS = 32
 _SAVE, _STOP = 1 << 32, 1 << 33  # added to a rank's vote, which is otherwise the microseconds of a step
 
 
