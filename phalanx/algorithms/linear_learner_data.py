@@ -32,6 +32,7 @@ class Piece:
     label: Array  # (N,) float64, normalised in regression
     weight: Array  # (N,) float64
     block: int  # rows of the fixed blocks it consists of; only the channel's last may be shorter
+    batch: int = 0  # number of the global batch it is of
 
     def __len__(self) -> int:
         return len(self.label)
@@ -179,7 +180,13 @@ class Reader:
     def piece(self, shard: Shard, rows: int, read: Read, scaler: Scaler) -> Piece:
         """Return a part of a global batch of `rows` rows, normalised. Local."""
         length = min(rows, shard.rows - read.batch.first_row // rows * rows)
-        return Piece(scaler.features(read.features), scaler.label(read.label), read.weight, block_rows(max(length, 1)))
+        return Piece(
+            scaler.features(read.features),
+            scaler.label(read.label),
+            read.weight,
+            block_rows(max(length, 1)),
+            read.batch.first_row // rows,
+        )
 
     def pieces(self, name: str, scaler: Scaler) -> Iterator[Piece]:
         """Yield this rank's rows of a channel, normalised."""
@@ -304,7 +311,7 @@ def rows_of(piece: Piece, start: int, stop: int) -> Piece:
         )
     else:
         cut = features[start:stop]
-    return Piece(cut, piece.label[start:stop], piece.weight[start:stop], piece.block)
+    return Piece(cut, piece.label[start:stop], piece.weight[start:stop], piece.block, piece.batch)
 
 
 def _top(label: Array, shift: float) -> float:

@@ -16,10 +16,11 @@ from ..errors import UserError, nearest
 from . import linear_learner_metrics as measures
 from .linear_learner import default_threshold, probabilities
 from .linear_learner_candidates import class_weights, grid_of
+from .linear_learner_curvature import MOST_COLUMNS, Curvature, measure
 from .linear_learner_data import Piece, Reader, copies
 from .linear_learner_descent import Descent, Schedule
 from .linear_learner_hyperparameters import LinearLearnerHyperparameters
-from .linear_learner_losses import loss_of
+from .linear_learner_losses import loss_of, slope_change
 from .linear_learner_objective import Objective, scores
 from .linear_learner_solver import Penalty, Solver
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .linear_learner import LinearLearner
 
 _SPARE = 64  # channels beside train may have more rows, and every rank may see them all
+_CURVATURE_ROWS, _CURVATURE_ROWS_A_COLUMN = 8192, 8  # that the curvature is measured on, at least
 _CALIBRATED_NUMBERS = 1 << 28  # scores that are held for the choice
 
 
@@ -65,7 +67,9 @@ class Training:
         self._step = 0
         self._per_epoch = -(-rows // wanted.mini_batch_size)
         self._state: Solver | Descent = (
-            Solver(self._train.columns or 0, self._penalty, wanted.outputs) if wanted.solves else self._descent()
+            Solver(self._train.columns or 0, self._penalty, wanted.outputs, self._curvature())
+            if wanted.solves
+            else self._descent()
         )
         if restored is not None:
             self._step = int(restored["step"].value)
@@ -140,6 +144,21 @@ class Training:
         descent.judge(values, wanted.early_stopping_tolerance, wanted.early_stopping_patience)
         descent.epoch_loss[:], descent.epoch_weight = 0.0, 0.0
         return metrics
+
+    def _curvature(self) -> Curvature:
+        """Collective. Return the curvature that some of the rows give the loss."""
+        columns, rows = self._train.columns or 0, max(self._train.rows, 1)
+        every = max(rows // max(_CURVATURE_ROWS, _CURVATURE_ROWS_A_COLUMN * min(columns, MOST_COLUMNS)), 1)
+        return measure(
+            self._session.world,
+            (piece for piece in self._pieces("train") if piece.batch % every == 0),
+            self._survey.largest,
+            rows * _SPARE,
+            slope_change(self._wanted),
+            use_bias=self._wanted.use_bias,
+            missed=every > 1 and self._survey.sparse,
+            threads=self._session.threads,
+        )
 
     def _losses(self, name: str, weights: Array, active: Array) -> Array:
         """Collective. Return the mean losses of candidates on a channel."""

@@ -145,3 +145,16 @@ def loss_of(wanted: LinearLearnerHyperparameters) -> Loss:
             return Softmax()
         case name:
             return Regression(name, wanted.loss_insensitivity, wanted.quantile, wanted.huber_delta)
+
+
+def slope_change(wanted: LinearLearnerHyperparameters) -> float:
+    """Return the second derivative of a row's smooth loss at score zero."""
+    match wanted.loss_name:
+        case "logistic":
+            return 0.25
+        case "softmax_loss":
+            return 1 / wanted.outputs
+        case "squared_loss":
+            return 2.0
+        case _:
+            return 1.0

@@ -2,7 +2,8 @@
 
 A candidate whose trial is good enough moves there and takes a new direction; one whose trial is not halves its step and is
 evaluated again in the next pass. So none waits for another, and no pass is lost. L1 penalties by orthants, after Andrew and
-Gao, "Scalable training of L1-regularized log-linear models" (2007).
+Gao, "Scalable training of L1-regularized log-linear models" (2007). Steps start from the curvature of the features
+(`linear_learner_curvature`).
 
 Legend of shapes: D columns, P candidates, K outputs; weights are (D + 1, P, K), the last row is the bias.
 """
@@ -15,11 +16,13 @@ from typing import final
 import numpy as np
 
 from ..contracts import Array, Entry, State
+from .linear_learner_curvature import Curvature
 
 _MEMORY = 8
 _ENOUGH = 1e-4  # Armijo's constant
 _NOISE = 1e-7  # of the objective, relative: dense products are float32
 _WINDOW = 5
+_NO_GAIN = 0.1  # of the tolerance: a candidate that can gain no more has converged
 _SHORTEST = 2.0**-20
 
 
@@ -53,11 +56,13 @@ class Solver:
         columns: D.
         penalty: of the candidates.
         outputs: K.
+        curvature: of the features, by which steps are measured.
     """
 
-    def __init__(self, columns: int, penalty: Penalty, outputs: int) -> None:
+    def __init__(self, columns: int, penalty: Penalty, outputs: int, curvature: Curvature) -> None:
         shape = (columns + 1, len(penalty.wd), outputs)
         self._penalty = penalty
+        self._curvature = curvature
         self.trial = np.zeros(shape)
         self.weights = np.zeros(shape)
         self.value = np.full(shape[1], np.inf)  # objective at `weights`
@@ -69,6 +74,7 @@ class Solver:
         self._steps: list[Array] = []
         self._changes: list[Array] = []
         self._past = np.full((_WINDOW, shape[1]), np.inf)
+        self._scale = np.ones(shape[1])  # of the inverse curvature, by the newest pair
 
     @property
     def active(self) -> Array:
@@ -102,7 +108,7 @@ class Solver:
         with np.errstate(invalid="ignore"):
             stalled = self._past[0] - self.value <= tolerance * np.abs(self.value)
         self.done |= (accepted & stalled) | (self._length < _SHORTEST)
-        self._next(accepted, first)
+        self._next(accepted, first, tolerance)
 
     def _remember(self, valid: Array, moved: Array, change: Array) -> None:
         """Keep a pair of each candidate that moved along positive curvature; of others a pair that does nothing."""
@@ -113,8 +119,10 @@ class Solver:
         self._steps.append(np.where(keep, moved, 0.0))
         self._changes.append(np.where(keep, change, 0.0))
         del self._steps[:-_MEMORY], self._changes[:-_MEMORY]
+        solved = _dot(change, self._curvature.solve(np.where(keep, change, 0.0), self._penalty.wd, self._penalty.l1 > 0))
+        self._scale = np.divide(_dot(moved, change), solved, out=self._scale, where=valid & (solved > 0))
 
-    def _next(self, accepted: Array, first: Array) -> None:
+    def _next(self, accepted: Array, first: Array, tolerance: float) -> None:
         pseudo = _pseudo(self.weights, self._gradient, self._penalty.l1)
         direction = -self._times_inverse(pseudo)
         sharp = self._penalty.l1 > 0
@@ -126,7 +134,8 @@ class Solver:
         direction = np.where(downhill[None, :, None], direction, -pseudo)
         self._direction = np.where(accepted[None, :, None], direction, self._direction)
         size = np.sqrt(_dot(pseudo, pseudo))
-        self._length = np.where(accepted & first, 1 / np.maximum(size, 1.0), self._length)
+        gain = -_dot(direction, pseudo) / 2  # of a full step, by the estimate of the curvature
+        self.done |= accepted & ~first & (gain <= _NO_GAIN * tolerance * np.abs(self.value))
         self.done |= size <= 1e-12
         self.trial = self.weights + self._length[None, :, None] * self._direction
         if sharp.any():
@@ -145,10 +154,7 @@ class Solver:
             part = np.divide(_dot(step, rest), product, out=np.zeros_like(product), where=product > 0)
             rest -= part[None, :, None] * change
             parts.append(part)
-        scale = np.ones(vector.shape[1])
-        for change, product in zip(self._changes, inner, strict=True):  # the newest pair of each candidate wins
-            scale = np.divide(product, _dot(change, change), out=scale, where=product > 0)
-        rest *= scale[None, :, None]
+        rest = self._curvature.solve(rest, self._penalty.wd, self._penalty.l1 > 0) * self._scale[None, :, None]
         for step, change, product, part in zip(self._steps, self._changes, inner, reversed(parts), strict=True):
             again = np.divide(_dot(change, rest), product, out=np.zeros_like(product), where=product > 0)
             rest += (part - again)[None, :, None] * step
@@ -169,6 +175,7 @@ class Solver:
             "steps": Entry(np.array(self._steps).reshape(shape if not self._steps else (-1, *self.trial.shape))),
             "changes": Entry(np.array(self._changes).reshape(shape if not self._changes else (-1, *self.trial.shape))),
             "past": Entry(self._past),
+            "scale": Entry(self._scale),
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -178,6 +185,7 @@ class Solver:
         self.done = np.array(state["done"].value, dtype=bool)
         self._gradient, self._direction = np.array(state["gradient"].value), np.array(state["direction"].value)
         self._length, self._past = np.array(state["length"].value), np.array(state["past"].value)
+        self._scale = np.array(state["scale"].value)
         self._steps, self._changes = list(np.array(state["steps"].value)), list(np.array(state["changes"].value))
 
 

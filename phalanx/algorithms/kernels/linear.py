@@ -60,3 +60,22 @@ def sparse_moments(indices, values, anchors, square_anchors, out):
         value = float(values[place])
         out[0, j] += (value + anchors[j]) - anchors[j]
         out[1, j] += (value * value + square_anchors[j]) - square_anchors[j]
+
+
+@njit("void(i8[::1], i8[::1], f4[::1], f8[::1], f8[::1], f8, f8[:, ::1])", nogil=True, cache=True)
+def sparse_products(indptr, indices, values, anchors, of_column, anchor, out):
+    """Add products of columns (D, D), the upper half of them, and in the last row sums of columns to `out` (D + 1, D).
+
+    Products are rounded to the grid of `of_column[j] * of_column[k] * anchor`, columns to those of `anchors` (D,).
+    """
+    last = out.shape[0] - 1
+    for i in range(indptr.shape[0] - 1):
+        for one in range(indptr[i], indptr[i + 1]):
+            j = indices[one]
+            value = float(values[one])
+            out[last, j] += (value + anchors[j]) - anchors[j]
+            scale = of_column[j] * anchor
+            for other in range(one, indptr[i + 1]):
+                k = indices[other]
+                grid = scale * of_column[k]
+                out[j, k] += (value * float(values[other]) + grid) - grid
