@@ -148,7 +148,7 @@ class KMeans:
         session.restore({"algorithm": self, "train": train})
         plan = self._plan(train.rows, train.columns or 1)
         with Assigner(session.threads) as assigner:
-            batches = NumericBatches(session.world, "train", train, assigner.largest)
+            batches = NumericBatches(session.world, "train", train, assigner.largest, weights=True)
             parts = self._parts(batches, plan)
             if self._stream is None:
                 self._stream = streams.start(
@@ -156,9 +156,8 @@ class KMeans:
                 )
             for part in parts:
                 self._turn(session, assigner, plan)
-                error, rows = self._stream.step(
-                    session.world, assigner, part, wanted.mini_batch_size, wanted.half_life_time_size
-                )
+                error = self._stream.step(session.world, assigner, part, wanted.mini_batch_size, wanted.half_life_time_size)
+                rows = min(wanted.mini_batch_size, train.rows - self._step % plan.per_epoch * wanted.mini_batch_size)
                 self._step += 1
                 metrics = {"train:msd": error}
                 if self._step == plan.steps:

@@ -41,6 +41,12 @@ def centers(trained: list[Trained]) -> Array:
     return algorithm.centers
 
 
+def make_model(values: Array) -> KMeans:
+    model = make(k=len(values))
+    model.centers = values
+    return model
+
+
 def blobs(rows: int, columns: int, count: int, *, spread: float = 0.1, seed: int = 0) -> tuple[Array, Array]:
     """Return rows around `count` corners, and the corners."""
     generator = np.random.default_rng(seed)
@@ -172,7 +178,7 @@ def test_another_seed_gives_another_model(tmp_path: Path) -> None:
 
 def test_half_life_follows_rows_that_move(tmp_path: Path) -> None:
     rows = np.concatenate([np.zeros((2000, 1)), np.ones((2000, 1))]) + np.random.default_rng(0).normal(size=(4000, 1)) * 0.01
-    settings = {"k": 1, "mini_batch_size": 100, "extra_center_factor": 1, "polish_steps": 0}
+    settings: dict[str, Any] = {"k": 1, "mini_batch_size": 100, "extra_center_factor": 1, "polish_steps": 0}
     assert centers(train(tmp_path, rows, **settings)) == pytest.approx(0.5, abs=0.01)
     assert centers(train(tmp_path, rows, **settings, half_life_time_size=200)) == pytest.approx(1, abs=0.01)
 
@@ -261,9 +267,96 @@ def test_bad_rows_of_another_channel_are_named_on_every_rank(tmp_path: Path) -> 
             assert message in str(rank.error)
 
 
-def test_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has row weights, which this algorithm does not take"):
-        train(tmp_path, Rows(np.eye(4), weight=np.ones(4)), Circumstances(2), k=2)
+SOLVERS = pytest.mark.parametrize("solver", ["stream", "lloyd"])
+
+
+@SOLVERS
+def test_negative_weights_are_refused(tmp_path: Path, solver: str) -> None:
+    with pytest.raises(UserError, match="has row weights that are negative or not finite"):
+        train(tmp_path, Rows(np.eye(4), weight=np.array([1, 1, 1, -1])), Circumstances(2), k=2, solver=solver)
+
+
+@SOLVERS
+def test_one_cluster_is_the_weighted_mean(tmp_path: Path, solver: str) -> None:
+    rows, weight = blobs(3000, 5, 3)[0], np.random.default_rng(1).random(3000).astype(np.float32) * 9
+    found = [train(tmp_path, Rows(rows, weight=weight), Circumstances(n), k=1, solver=solver, epochs=3) for n in (1, 3)]
+    np.testing.assert_allclose(centers(found[0])[0], np.average(rows, axis=0, weights=weight), rtol=2e-3)
+    np.testing.assert_array_equal(centers(found[0]), centers(found[1]))
+
+
+@SOLVERS
+def test_rows_without_weight_do_not_count(tmp_path: Path, solver: str) -> None:
+    rows, _ = blobs(2000, 3, 4)
+    far = np.concatenate([rows, rows[:500] + 1000])
+    weight = np.concatenate([np.ones(2000), np.zeros(500)])
+    channels = {"train": Rows(far, weight=weight), "test": Rows(far, weight=weight)}
+    trained = train_in_threads(lambda: make(k=4, solver=solver), channels, tmp_path, Circumstances(2))
+    assert spread_of(trained, rows) < 0.05
+    assert trained[0].session.metrics["test:msd"] == pytest.approx(spread_of(trained, rows.astype(np.float32)), rel=1e-5)
+
+
+@SOLVERS
+def test_twice_the_weights_give_the_same_model(tmp_path: Path, solver: str) -> None:
+    rows = load_digits().data[:600]
+    once, twice = (
+        centers(train(tmp_path, Rows(rows, weight=np.full(600, w)), k=8, solver=solver, mini_batch_size=600)) for w in (1, 2)
+    )
+    np.testing.assert_allclose(once, twice, atol=0.2)
+
+
+@pytest.mark.parametrize("columns", [1, 9, 300])
+def test_the_batch_solver_finds_clusters(tmp_path: Path, columns: int) -> None:
+    rows, _ = blobs(30_000 if columns < 20 else 3000, columns, 6)
+    trained = train(tmp_path, rows, k=6, solver="lloyd")
+    assert spread_of(trained, rows) < 0.0102 * columns
+
+
+def test_the_batch_solver_ends_where_nothing_improves(tmp_path: Path) -> None:
+    rows = load_digits().data.astype(np.float32)
+    trained = train(tmp_path, rows, Circumstances(threads=2), k=10, solver="lloyd", local_lloyd_tol=0)
+    found = centers(trained)
+    labels = make_model(found).predict(rows)["closest_cluster"].astype(int)
+    means = np.stack([rows[labels == k].mean(axis=0, dtype=np.float64) for k in range(10)])
+    np.testing.assert_allclose(found, means, atol=1e-5)
+    errors = [report.metrics["train:msd"] for report in trained[0].session.reports]
+    assert errors == sorted(errors, reverse=True)
+    assert 640 < errors[-1] < 660  # scikit-learn over ten seeds: 648 to 655
+
+
+def test_the_batch_solver_gives_one_model_for_dense_sparse_and_any_ranks(tmp_path: Path) -> None:
+    rows = np.random.default_rng(5).normal(size=(12_000, 6)).astype(np.float32)
+    rows[rows < 0] = 0
+    settings: dict[str, Any] = {"k": 20, "solver": "lloyd", "local_lloyd_max_iter": 6}
+    alone = centers(train(tmp_path, rows, **settings))
+    for features, how in ((rows, Circumstances(3, threads=2)), (to_csr(rows), Circumstances(2))):
+        np.testing.assert_array_equal(centers(train(tmp_path, Rows(features), how, **settings)), alone)
+
+
+def test_centres_without_rows_are_put_to_use(tmp_path: Path) -> None:
+    corners = np.repeat(np.arange(40.0), 100)[:, None] * 50 * np.ones((1, 2))
+    rows = corners + np.random.default_rng(0).normal(size=corners.shape)
+    settings: dict[str, Any] = {"k": 40, "solver": "lloyd", "local_lloyd_init_method": "random"}
+    trained = train(tmp_path, rows, Circumstances(2), **settings)
+    labels = make_model(centers(trained)).predict(rows.astype(np.float32))["closest_cluster"]
+    assert len(np.unique(labels)) == 40
+    twos = np.repeat(np.array([[0.0, 1.0], [5.0, 5.0]], dtype=np.float32), 100, axis=0)
+    few = train(tmp_path, twos, Circumstances(2), k=5, solver="lloyd")
+    assert spread_of(few, twos) == 0
+
+
+def test_the_batch_solver_reads_a_channel_that_is_replicated(tmp_path: Path) -> None:
+    rows = blobs(500, 3, 4)[0].astype(np.float32)
+
+    def fitted(size: int) -> Array:
+        def fit(world: Collective) -> Array:
+            model = make(k=4, solver="lloyd")
+            model.fit(MemorySession({"train": Rows(rows).shard(replicate=True)}, tmp_path, world=world))
+            assert model.centers is not None
+            return model.centers
+
+        return run_threads(size, fit)[-1]
+
+    np.testing.assert_array_equal(fitted(1), fitted(2))
 
 
 def test_a_job_without_training_data(tmp_path: Path) -> None:

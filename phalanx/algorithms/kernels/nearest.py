@@ -147,19 +147,27 @@ class Assigner:
 
     def assign(self, rows: Array | Csr, centers: Centers) -> tuple[Array, Array]:
         """Return the nearest centre of each row (N,) int32, the first of equals, and the squared distance (N,) float64."""
-        labels, distances, _ = self._run(rows, centers, None)
+        labels, distances, _ = self._run(rows, centers, None, np.zeros(0))
         return labels, distances
 
-    def assign_and_sum(self, rows: Array | Csr, centers: Centers, anchors: Array) -> tuple[Array, Array, Sums]:
-        """Return labels and squared distances, and the rows' sums by centre on the grids of `anchors` (D + 1,).
+    def assign_and_sum(
+        self, rows: Array | Csr, centers: Centers, anchors: Array, weights: Array | None = None
+    ) -> tuple[Array, Array, Sums]:
+        """Return labels and squared distances, and the sums of weight · row by centre on the grids of `anchors`.
 
-        The last anchor is that of the squared distances.
+        Args:
+            rows: (N, D).
+            centers: to compare with.
+            anchors: (D + 1,) of the columns and of the squared distances; (D + 2,) where rows have weights, theirs last.
+            weights: (N,) float64; None: every row weighs 1.
         """
-        labels, distances, sums = self._run(rows, centers, anchors)
+        columns = centers.values.shape[1]
+        heavy = np.zeros(0) if weights is None else weights
+        labels, distances, sums = self._run(rows, centers, np.append(anchors[:columns], anchors[-1]), heavy)
         total = sums[0]
         for other in sums[1:]:
             total.flat += other.flat
-        total.flat[-1] = snap(distances, anchors[-1]).sum()
+        total.flat[-1] = snap(distances if weights is None else distances * weights, anchors[columns]).sum()
         return labels, distances, total
 
     def update(
@@ -206,7 +214,9 @@ class Assigner:
             return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
-    def _run(self, rows: Array | Csr, centers: Centers, anchors: Array | None) -> tuple[Array, Array, list[Sums]]:
+    def _run(
+        self, rows: Array | Csr, centers: Centers, anchors: Array | None, weights: Array
+    ) -> tuple[Array, Array, list[Sums]]:
         labels = np.empty(len(rows), dtype=np.int32)
         distances = np.empty(len(rows), dtype=np.float64)
 
@@ -227,8 +237,13 @@ class Assigner:
                     labels[to],
                     distances[to],
                 )
-                if anchors is not None:
-                    loops.add_by_label(chunk, labels[to], anchors, totals, counts)
+                if anchors is None:
+                    continue
+                if len(weights):
+                    nowhere = np.full(len(chunk), -1, np.int32)
+                    bounds.exchange(chunk, weights[to], nowhere, labels[to], anchors, totals, counts)
+                else:
+                    loops.add_by_label(chunk, labels[to], anchors[:-1], totals, counts)
             return sums
 
         parts = [slice(start, stop) for start, stop in _split(len(rows), self.threads)]

@@ -33,7 +33,7 @@ class Stream:
         self.centers = np.array(centers, dtype=np.float64)
         self.weights = np.array(weights, dtype=np.float64)
 
-    def step(self, world: Collective, assigner: Assigner, part: Part, batch_rows: int, half_life: int) -> tuple[float, int]:
+    def step(self, world: Collective, assigner: Assigner, part: Part, batch_rows: int, half_life: int) -> float:
         """Collective. Move the centres by one batch.
 
         Args:
@@ -44,19 +44,22 @@ class Stream:
             half_life: rows after which a row weighs half; 0: never.
 
         Returns:
-            The mean squared distance of the batch to the centres before they moved, and its rows.
+            The mean squared distance of the batch's rows, as they weigh, to the centres before they moved.
         """
         batch, rows, largest = part
         centers = Centers(self.centers)
-        anchors = grid(np.append(largest, centers.farthest(largest)), batch_rows)
-        _, distances, sums = assigner.assign_and_sum(rows, centers, anchors)
+        row_weights, heaviest = weights_of(world, batch)
+        anchors = grid(np.append(np.append(largest, centers.farthest(largest)) * heaviest, heaviest), batch_rows)
+        if row_weights is None:
+            anchors = anchors[:-1]
+        _, distances, sums = assigner.assign_and_sum(rows, centers, anchors, row_weights)
         sums.flat = world.all_reduce(sums.flat)
-        count = int(sums.counts.sum())
+        total = float(sums.counts.sum())
         if half_life:
-            self.weights *= 0.5 ** (count / half_life)
+            self.weights *= 0.5 ** (total / half_life)
         loops.move(self.centers, self.weights, sums.rows, sums.counts)
-        self._revive(world, batch.first_row, rows, distances)
-        return float(sums.flat[-1]) / max(count, 1), count
+        self._revive(world, batch.first_row, rows, distances if row_weights is None else distances * (row_weights > 0))
+        return float(sums.flat[-1]) / (total or 1.0)
 
     def forget(self) -> None:
         """Let every centre weigh no more than one row: the next batches make it anew."""
@@ -80,6 +83,13 @@ class Stream:
         self.weights[idle[: len(picked)]] = 1
 
 
+def weights_of(world: Collective, batch: Batch) -> tuple[Array | None, float]:
+    """Collective. Return the weights of this rank's rows (N,) float64, None where all are 1; and the largest of any rank."""
+    own = None if batch.weight is None else batch.weight.astype(np.float64)
+    heaviest = float(world.all_reduce(np.array([1.0 if own is None else own.max(initial=0.0)]), "max")[0])
+    return own, heaviest
+
+
 def start(world: Collective, batches: NumericBatches, count: int, batch_rows: int, init: Init, seed: int) -> Stream:
     """Collective. Return a stream whose `count` centres are rows from all over the channel, which may be sorted.
 
@@ -97,13 +107,16 @@ def start(world: Collective, batches: NumericBatches, count: int, batch_rows: in
         for _ in batches.epoch(batch_rows, 0):
             pass  # in order of rows the bad one is found, and named
     vectors = np.concatenate(world.all_gather(dense_rows(rows, 0, len(batch))))
+    heavy = np.concatenate(world.all_gather(np.ones(len(batch)) if batch.weight is None else batch.weight.astype(np.float64)))
     if init == "kmeans++":
         generator = random_stream(seed, 2**32)
-        chosen = choose(vectors, np.ones(len(vectors)), count, init, generator) if world.rank == 0 else np.zeros(0, np.int64)
-        vectors = vectors[world.broadcast(chosen)]
+        chosen = choose(vectors, heavy, count, init, generator) if world.rank == 0 else np.zeros(0, np.int64)
+        chosen = world.broadcast(chosen)
+        vectors, heavy = vectors[chosen], heavy[chosen]
     centers = vectors[:count]
     weights = np.zeros(len(centers))
     weights[first_of_equals(centers)] = 1
+    weights[heavy[:count] == 0] = 0  # the next batches put these elsewhere
     return Stream(centers, weights)
 
 
@@ -132,7 +145,7 @@ def reduce_stream(world: Collective, assigner: Assigner, stream: Stream, reducti
 def evaluate(
     world: Collective, assigner: Assigner, name: str, shard: Shard, centers: Array, batch_rows: int
 ) -> dict[str, float]:
-    """Collective. Return `msd` and `ssd`, the mean and the sum of squared distances of a channel's rows to their centres.
+    """Collective. Return `msd` and `ssd`, the mean and the sum of squared distances, as rows weigh, to their centres.
 
     Raises:
         UserError: the channel has another width than the centres, or numbers that are not finite.
@@ -140,14 +153,15 @@ def evaluate(
     if shard.columns != centers.shape[1]:
         raise UserError(f"channel '{name}' has {shard.columns} features where channel 'train' has {centers.shape[1]}")
     prepared = Centers(centers)
-    rows_of_all, sum_of_all, sum_of_first = 0.0, 0.0, 0.0
-    for batch, rows, largest in NumericBatches(world, name, shard, assigner.largest).epoch(batch_rows, 0):
+    total, cost = np.zeros(world.size), np.zeros(world.size)  # of each rank's rows: weights, weighted squared distances
+    for batch, rows, largest in NumericBatches(world, name, shard, assigner.largest, weights=True).epoch(batch_rows, 0):
         _, distances = assigner.assign(rows, prepared)
-        part_sum = float(snap(distances, grid(prepared.farthest(largest), batch_rows)).sum())
-        parts = world.all_gather([len(batch), part_sum])
-        rows_of_all += sum(count for count, _ in parts)
-        sum_of_all += sum(value for _, value in parts)
-        sum_of_first += parts[0][1]
-    replicated = rows_of_all > shard.rows  # then each rank saw every row, and the first is as good as any
-    ssd = sum_of_first if replicated else sum_of_all
-    return {"msd": ssd / max(shard.rows, 1), "ssd": ssd}
+        weights, heaviest = weights_of(world, batch)
+        weights = np.ones(len(batch)) if weights is None else weights
+        costs = snap(distances * weights, grid(prepared.farthest(largest) * heaviest, batch_rows))
+        parts = world.all_gather([float(snap(weights, grid(heaviest, batch_rows)).sum()), float(costs.sum())])
+        total[:] += [part[0] for part in parts]
+        cost[:] += [part[1] for part in parts]
+    copies = world.size if shard.parts == 1 else 1  # then each rank saw every row, and the first is as good as any
+    ssd, weight = (float(values[0] if copies > 1 else values.sum()) for values in (cost, total))
+    return {"msd": ssd / (weight or 1.0), "ssd": ssd}
