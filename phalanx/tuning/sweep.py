@@ -26,7 +26,7 @@ from .ledger import Ledger, Remembered
 from .plan import Plan, described, write
 from .search import Known, Search
 from .stopping import Curve, improved_at
-from .trial import Ended, Judge, Message, Running, Trial, Wake, curve_of, job_name, job_of
+from .trial import Ended, Judge, Message, Running, Trial, Wake, curve_of, job_name, job_of, metrics_of
 from .view import View
 
 _TICK_SECONDS = 1.0
@@ -295,6 +295,7 @@ class Sweep:
 
     def _finish(self, trial: Trial) -> None:
         """Take in a trial whose job has completed."""
+        self._complete_metrics(trial)
         if self._plan.lag is not None and trial.stopped_at is not None:
             self._stopped_early(trial)  # the rule had spoken; that the job was quicker than the stop is a matter of chance
             return
@@ -302,18 +303,25 @@ class Sweep:
         values = [trial.metrics.get(o.metric) for o in self._plan.objectives]
         missing = [o.metric for o in self._plan.objectives if o.metric not in trial.metrics]
         if missing and not any(known.state == "Completed" for known in self._final.values()):
+            trial.status, trial.failure = "Failed", f"the objective {missing[0]} was never reported"
             self._settle(trial, Known("Failed"))
             self._end("Failed", UserError(_never_reported(missing[0], self._plan, trial)))
             return
         finite = [value for value in values if value is not None and math.isfinite(value)]
         if len(finite) < len(values):
-            trial.failure = f"the objective {missing[0] if missing else ''} has no finite value".replace("  ", " ")
+            trial.status = "Failed"
+            trial.failure = f"the objective {missing[0]} was never reported" if missing else "the objective is not finite"
             self._settle(trial, Known("Failed"))
             return
         trial.objective = finite
         violations = self._violations(trial)
         trial.feasible = all(value <= 0 for value in violations.values())
         self._settle(trial, Known("Completed", tuple(finite), trial.step, violations or None))
+
+    def _complete_metrics(self, trial: Trial) -> None:
+        """Add metrics that only an attempt before the last one reported, as of a job that was killed after its last step."""
+        if any(trial.metrics.get(o.metric) is None for o in self._plan.objectives):
+            trial.metrics = {**metrics_of(storage.join(self._plan.folder, trial.job)), **trial.metrics}
 
     def _violations(self, trial: Trial) -> dict[str, float]:
         """Return by how much each constraint is violated; 0 and below: it holds."""
@@ -337,7 +345,9 @@ class Sweep:
         self._settle(trial, Known("Stopped", values, trial.stopped_at or trial.step))
 
     def _failed(self, trial: Trial, error: PhalanxError) -> None:
-        if isinstance(error, PlatformError) and trial.retries < self._plan.max_retries and self._ending is None:
+        trial.stuck = trial.stuck + 1 if trial.step <= trial.failed_at else 1
+        trial.failed_at = max(trial.failed_at, trial.step)
+        if isinstance(error, PlatformError) and trial.stuck <= self._plan.max_retries and self._ending is None:
             trial.retries += 1
             self._waiting.append(trial.number)
             return
@@ -347,7 +357,11 @@ class Sweep:
             return  # the machine goes down: the trial goes on when the sweep is resumed
         self._settle(trial, Known("Failed"))
         known = self._final.values()
-        if all(k.state == "Failed" for k in known) and len(known) >= min(_HOPELESS, self._plan.max_jobs):
+        if (
+            self._ending is None
+            and all(k.state == "Failed" for k in known)
+            and len(known) >= min(_HOPELESS, self._plan.max_jobs)
+        ):
             first = next((t for t in self.trials if t.failure), trial)
             kind, _, text = (first.failure or "").partition(": ")
             what = "the first trial" if len(known) == 1 else f"the first {len(known)} trials"

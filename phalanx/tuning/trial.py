@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -39,6 +40,8 @@ class Trial:
     seconds: float = 0.0  # of training
     step: int = 0
     retries: int = 0
+    stuck: int = 0  # failures in a row that came no further than the one before
+    failed_at: int = -1  # the furthest step at which it failed
     stopped_at: int | None = None  # the step at which the early stopping rule judged it
     failure: str | None = None
     retryable: bool = False
@@ -47,7 +50,7 @@ class Trial:
     def to_json(self) -> dict[str, Json]:
         """Return the trial as it stands in sweep.json."""
         kept = ("number", "job", "values", "status", "objective", "feasible", "started", "ended", "seconds", "step", "retries")
-        more = ("stopped_at", "failure", "retryable", "artifact", "metrics")
+        more = ("stuck", "failed_at", "stopped_at", "failure", "retryable", "artifact", "metrics")
         return {name: getattr(self, name) for name in (*kept, *more)}
 
     @classmethod
@@ -198,14 +201,31 @@ def clear(place: str) -> None:
 def curve_of(place: str, objective: Objective) -> Curve:
     """Return what a job has recorded of the objective so far."""
     curve = Curve()
+    for entry in _recorded(place):
+        value = entry.get(objective.metric)
+        if value is not None:
+            curve.add(int(entry["step"]), objective.sign * float(value))
+    return curve
+
+
+def metrics_of(place: str) -> dict[str, float | None]:
+    """Return the last value of every metric a job has recorded, over all its attempts."""
+    found: dict[str, float | None] = {}
+    for entry in _recorded(place):
+        found.update(entry)
+    return {name: value for name, value in found.items() if name not in ("step", "time")}
+
+
+def _recorded(place: str) -> list[dict[str, Json]]:
+    """Return the lines of a job's metrics.jsonl; half a line at its end is left out."""
     try:
         lines = storage.read_bytes(storage.join(place, "metrics.jsonl")).splitlines()
     except PhalanxError:
-        return curve
+        return []
+    entries = []
     for line in lines:
-        try:
+        with contextlib.suppress(ValueError):
             entry = json.loads(line)
-            curve.add(int(entry["step"]), objective.sign * float(entry[objective.metric]))
-        except (ValueError, KeyError, TypeError):  # half a line, or a step without the objective
-            continue
-    return curve
+            if isinstance(entry, dict) and "step" in entry:
+                entries.append(entry)
+    return entries

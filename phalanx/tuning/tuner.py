@@ -76,7 +76,7 @@ class Tuner:
         warm_start: earlier sweeps to learn from.
         completion: when to end before `max_jobs`.
         constraints: metric -> (smallest, largest), either may be None; violated ones make a trial a bad one.
-        max_retries: how often a trial whose workers were lost is gone on with.
+        max_retries: how often a trial whose workers were lost is gone on with without coming any further.
         memory_per_job_gb: GiB that a trial needs; fewer run at once where there is no room.
         storage: URL of a database that Optuna can use, as sqlite:///study.db; default: a journal file in the sweep's folder.
         resume: go on with the sweep of this name.

@@ -1,0 +1,335 @@
+"""Sweeps of real jobs: parallel, stopped early, killed and resumed, refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import phalanx
+from phalanx.errors import AlgorithmError, Stopped, UserError
+from phalanx.tuning import sweepfile
+from phalanx.tuning.plan import Plan
+from phalanx.tuning.trial import Trial
+
+RANGES = {"eta": phalanx.Continuous(0.05, 0.5, "log"), "max_depth": phalanx.Integer(2, 6)}
+
+
+def xgboost_job(data: Path, **more: Any) -> phalanx.TrainingJob:
+    settings = {"num_round": 12, "objective": "binary:logistic", **more.pop("hyperparameters", {})}
+    inputs = {"train": str(data / "train.csv"), "validation": str(data / "validation.csv")}
+    return phalanx.TrainingJob(algorithm="xgboost", inputs=inputs, hyperparameters=settings, **more)
+
+
+def tuner(data: Path, output: Path, **more: Any) -> phalanx.Tuner:
+    given: dict[str, Any] = {
+        "name": "s",
+        "ranges": RANGES,
+        "max_jobs": 6,
+        "max_parallel_jobs": 2,
+        "early_stopping": "off",
+        **more,
+    }
+    job = given.pop("job", None) or xgboost_job(data)
+    return phalanx.Tuner(job, output=str(output), **given)
+
+
+def table(folder: Path) -> list[tuple[Any, ...]]:
+    trials = json.loads((folder / "sweep.json").read_text())["trials"]
+    return [(t["number"], t["values"], t["status"], t["objective"]) for t in trials]
+
+
+class Acting:
+    """A view that acts when a trial has come to a step, or when so many have ended."""
+
+    def __init__(self, act: Any, *, after: int | None = None, at_step: int | None = None) -> None:
+        self._act, self._after, self._at_step, self._ended, self._done = act, after, at_step, 0, False
+
+    def started(self, plan: Plan) -> None: ...
+    def ended(self, trials: Sequence[Trial], reason: str) -> None: ...
+
+    def changed(self, trials: Sequence[Trial], running: Iterable[int]) -> None:
+        if self._at_step is not None and any(trials[n].step >= self._at_step for n in running):
+            self._once()
+
+    def finished(self, trial: Trial, trials: Sequence[Trial]) -> None:
+        self._ended += 1
+        if self._after is not None and self._ended >= self._after:
+            self._once()
+
+    def _once(self) -> None:
+        if not self._done:
+            self._done = True
+            self._act()
+
+
+def test_a_sweep_and_what_it_leaves(cancer: Path, tmp_path: Path) -> None:
+    sweep = tuner(cancer, tmp_path, objective="validation:auc")
+    best = sweep.run(progress=False)
+    frame = sweep.dataframe()
+    assert list(frame.columns) == [
+        *("eta", "max_depth", "TrainingJobName", "TrainingJobStatus", "FinalObjectiveValue"),
+        *("TrainingStartTime", "TrainingEndTime", "TrainingElapsedTimeSeconds"),
+    ]
+    assert set(frame["TrainingJobStatus"]) == {"Completed"}
+    assert frame["max_depth"].dtype == float
+    assert best.objective == frame["FinalObjectiveValue"].max() == best.metrics["validation:auc"]
+    assert best.artifact is not None
+    with phalanx.load(best.artifact) as model:
+        assert model is not None
+    told = sweep.describe()
+    assert told["objectives"] == [{"metric": "validation:auc", "direction": "maximize"}]
+    assert told["TrainingJobStatusCounters"]["Completed"] == 6
+    assert told["status"] == "Completed"
+    assert "2 cores" in told["why"] or "cores" in told["why"]
+    job = json.loads((Path(best.folder) / "job.json").read_text())
+    assert job["hyperparameters"]["eta"] == best.hyperparameters["eta"]
+    with pytest.raises(UserError, match="exists already"):
+        tuner(cancer, tmp_path, objective="validation:auc").run(progress=False)
+    more = tuner(cancer, tmp_path, objective="validation:auc", max_jobs=7, resume=True)
+    more.run(progress=False)
+    assert len(more.trials()) == 7
+    with pytest.raises(UserError, match="begun with other ranges"):
+        tuner(cancer, tmp_path, objective="validation:auc", ranges={"eta": RANGES["eta"]}, resume=True).run(progress=False)
+
+
+def test_from_a_thread_with_the_algorithms_own_ranges(cancer: Path, tmp_path: Path) -> None:
+    found: list[Any] = []
+    sweep = tuner(cancer, tmp_path, ranges=None, max_jobs=3)
+    thread = threading.Thread(target=lambda: found.append(sweep.run(progress=False)))
+    thread.start()
+    thread.join()
+    assert found
+    assert "subsample" in found[0].hyperparameters
+    assert sweep.describe()["objectives"] == [{"metric": "validation:logloss", "direction": "minimize"}]
+
+
+def test_proposals_do_not_depend_on_how_many_run_at_once(cancer: Path, tmp_path: Path) -> None:
+    for name, at_once in (("one", 1), ("two", 2)):
+        tuner(cancer, tmp_path, name=name, max_jobs=13, max_parallel_jobs=at_once, deterministic=True).run(progress=False)
+    assert table(tmp_path / "one") == table(tmp_path / "two")
+
+
+def test_poor_trials_are_stopped_and_keep_their_checkpoint(cancer: Path, tmp_path: Path) -> None:
+    job = xgboost_job(cancer, hyperparameters={"num_round": 2000})
+    ranges = {"eta": phalanx.Categorical([0.5, 0.4, 0.3, 1e-7, 2e-7, 3e-7])}
+    sweep = tuner(cancer, tmp_path, job=job, ranges=ranges, strategy="grid", early_stopping="asha", min_steps=20)
+    best = sweep.run(progress=False)
+    assert best.hyperparameters["eta"] >= 0.3
+    stopped = [t for t in sweep.trials() if t.status == "Stopped"]
+    assert {t.values["eta"] for t in stopped} >= {2e-7} or len(stopped) >= 2
+    for trial in stopped:
+        assert trial.step < 2000
+        assert (tmp_path / "s" / trial.job / "checkpoints").exists()
+
+
+def test_stop_and_resume(cancer: Path, tmp_path: Path) -> None:
+    calm = tuner(cancer, tmp_path, name="calm", deterministic=True)
+    calm.run(progress=False)
+    sweep = tuner(cancer, tmp_path, name="wild", deterministic=True)
+    with pytest.raises(Stopped):
+        sweep.run(progress=Acting(sweep.stop, after=2))
+    assert json.loads((tmp_path / "wild" / "sweep.json").read_text())["status"] == "Stopped"
+    assert len(table(tmp_path / "wild")) < 6
+    tuner(cancer, tmp_path, name="wild", deterministic=True, resume=True).run(progress=False)
+    assert table(tmp_path / "wild") == table(tmp_path / "calm")
+
+
+@pytest.mark.slow
+def test_kill_the_driver_and_resume(cancer: Path, tmp_path: Path) -> None:
+    def command(name: str, *more: str) -> list[str]:
+        given = ["--train", str(cancer / "train.csv"), "--validation", str(cancer / "validation.csv")]
+        given += ["--set", "num_round=200", "--set", "objective=binary:logistic", "--range", "eta=0.05:0.5"]
+        given += ["--max-jobs", "5", "--max-parallel", "2", "--deterministic", "--early-stopping", "off"]
+        place = ["--output", str(tmp_path), "--name", name]
+        return [sys.executable, "-m", "phalanx.cli", "tune", "xgboost", *given, *place, *more]
+
+    subprocess.run(command("calm"), check=True, capture_output=True)
+    with subprocess.Popen(command("wild"), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as driver:
+        assert driver.stderr is not None
+        for line in driver.stderr:
+            if line.startswith("trial"):
+                break
+        workers = [child for child in psutil.Process(driver.pid).children(recursive=True) if child.ppid() != driver.pid]
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.stderr.close()
+    _, alive = psutil.wait_procs(workers, timeout=30)
+    assert not alive
+    done = subprocess.run(command("wild", "--resume", "--json"), check=True, capture_output=True, text=True)
+    assert json.loads(done.stdout)["error"] is None
+    assert table(tmp_path / "wild") == table(tmp_path / "calm")
+    assert len(list((tmp_path / "wild").glob("wild-*"))) == 5
+
+
+def test_a_killed_worker_is_no_lost_trial(cancer: Path, tmp_path: Path) -> None:
+    killed: list[int] = []
+
+    def kill() -> None:
+        for worker in (w for server in psutil.Process().children() for w in server.children()):
+            worker.kill()
+            killed.append(worker.pid)
+
+    # the rule asks often, which wakes the driver while trials run; of three trials it stops none
+    job = xgboost_job(cancer, hyperparameters={"num_round": 600})
+    sweep = tuner(cancer, tmp_path, job=job, max_jobs=3, early_stopping="median")
+    sweep.run(progress=Acting(kill, at_step=60))
+    assert killed
+    assert [t.status for t in sweep.trials()] == ["Completed"] * 3
+    assert sum(t.retries for t in sweep.trials()) >= 1
+    assert all(t.metrics and t.step == 600 for t in sweep.trials())
+
+
+def test_completion(cancer: Path, tmp_path: Path) -> None:
+    sweep = tuner(cancer, tmp_path, objective="validation:auc", completion=phalanx.Completion(target=0.5), max_parallel_jobs=1)
+    sweep.run(progress=False)
+    assert sweep.describe()["reason"] == "TargetReached"
+    assert len(sweep.trials()) == 1
+    ranges = {"verbosity": phalanx.Categorical([0, 1, 2, 3])}
+    patient = phalanx.Completion(not_improving=3)
+    same = tuner(cancer, tmp_path, name="same", ranges=ranges, strategy="grid", completion=patient, max_jobs=4)
+    same.run(progress=False)
+    assert same.describe()["reason"] in ("NotImproving", "MaxJobs")
+
+
+def test_several_objectives_and_constraints(cancer: Path, tmp_path: Path) -> None:
+    job = xgboost_job(cancer, hyperparameters={"eval_metric": "auc,logloss"})
+    sweep = tuner(
+        cancer,
+        tmp_path,
+        job=job,
+        objective=["validation:auc", "validation:logloss"],
+        constraints={"train:logloss": (None, 0.2)},
+    )
+    sweep.run(progress=False)
+    front = sweep.best_trials()
+    assert front
+    assert all(best.metrics["train:logloss"] <= 0.2 for best in front if best.metrics["train:logloss"] is not None)
+    assert "FinalObjectiveValue:validation:logloss" in sweep.dataframe().columns
+
+
+def test_warm_start(cancer: Path, tmp_path: Path) -> None:
+    tuner(cancer, tmp_path, name="parent", objective="validation:auc").run(progress=False)
+    parent = str(tmp_path / "parent")
+    legacy = phalanx.WarmStart([parent])
+    child = tuner(cancer, tmp_path, name="child", objective="validation:auc", warm_start=legacy, max_jobs=2)
+    child.run(progress=False)
+    assert child.describe()["overall"]["sweep"] == parent
+    told = table(tmp_path / "parent")
+    best = max(told, key=lambda row: row[3][0])[1]
+    other = phalanx.WarmStart([parent], "transfer_learning")
+    moved = tuner(cancer, tmp_path, name="moved", objective="validation:auc", warm_start=other, max_jobs=1)
+    moved.run(progress=False)
+    assert table(tmp_path / "moved")[0][1] == best
+    with pytest.raises(UserError, match=r"has the objective maximize validation:auc, this one minimize validation:logloss"):
+        tuner(cancer, tmp_path, name="x", objective="validation:logloss", warm_start=phalanx.WarmStart([parent]))
+    with pytest.raises(UserError, match="there is no sweep at"):
+        tuner(cancer, tmp_path, name="x", warm_start=phalanx.WarmStart([str(tmp_path)]))
+
+
+def test_a_script(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import argparse\np = argparse.ArgumentParser()\np.add_argument('--lr', type=float)\n"
+        "p.add_argument('--kind')\na = p.parse_args()\nprint(f'loss={(a.lr - 0.1) ** 2:.6f}')\n"
+    )
+    job = phalanx.TrainingJob(script=str(script), metric_definitions=[{"name": "loss", "regex": r"loss=(\S+)"}])
+    ranges = {"lr": phalanx.Continuous(0.01, 1.0), "kind": phalanx.Categorical(["a", "b"])}
+    with pytest.raises(UserError, match="which way is better for 'loss'"):
+        phalanx.Tuner(job, name="s", output=str(tmp_path), objective="loss", ranges=ranges)
+    goal: Any = {"objective": "loss", "direction": "minimize"}
+    sweep = phalanx.Tuner(job, name="s", output=str(tmp_path), **goal, ranges=ranges, max_jobs=2, strategy="random")
+    best = sweep.run(progress=False)
+    assert best.objective == pytest.approx((best.hyperparameters["lr"] - 0.1) ** 2, abs=1e-6)
+
+
+def test_refused_at_once(cancer: Path, tmp_path: Path) -> None:
+    eta = RANGES["eta"]
+    for given, says in (
+        ({"ranges": {"etaa": eta}}, r"ranges\.etaa: xgboost has no hyperparameter 'etaa'; did you mean 'eta'"),
+        ({"ranges": {"eta": phalanx.Continuous(0.1, 2.0)}}, r"ranges\.eta: eta=2\.0 is not allowed"),
+        ({"ranges": {"num_round": phalanx.Integer(1, 9)}}, "num_round has both a value and a range"),
+        ({"ranges": {"eta": eta, "learning_rate": eta}}, "are the same hyperparameter"),
+        ({"ranges": {"max_depth": phalanx.Continuous(2, 6)}}, r"ranges\.max_depth: max_depth=3\.48"),
+        ({"ranges": {"eta": 3}}, "is no range"),
+        ({"strategy": "bayes"}, "did you mean 'bayesian'"),
+        ({"strategy": "grid"}, "make eta a Categorical"),
+        ({"early_stopping": "on"}, "early_stopping='on' is not allowed"),
+        ({"max_jobs": 0}, "max_jobs=0 is not allowed"),
+        ({"objective": "validation:acu"}, "acu"),
+        ({"direction": "up"}, "minimize or maximize"),
+        ({"name": "no spaces"}, "name 'no spaces' is not allowed"),
+        ({"objective": ["validation:auc", "validation:error"], "early_stopping": "asha"}, "needs one objective"),
+        ({"completion": None, "constraints": {"a": 3}}, r"constraints\.a=3"),
+    ):
+        with pytest.raises(UserError, match=says):
+            tuner(cancer, tmp_path, **given)
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_objective_that_never_comes(cancer: Path, tmp_path: Path) -> None:
+    job = phalanx.TrainingJob(algorithm="kmeans", inputs={"train": str(cancer / "train.csv")}, hyperparameters={"k": 3})
+    sweep = phalanx.Tuner(
+        job,
+        name="s",
+        output=str(tmp_path),
+        objective="test:msd",
+        ranges={"init_method": phalanx.Categorical(["random", "kmeans++"])},
+    )
+    with pytest.raises(UserError, match=r"never reported: the first trial reported train:msd; .* no channel 'test'"):
+        sweep.run(progress=False)
+
+
+def test_what_fails_every_time_ends_the_sweep(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text("raise ValueError('no such column')\n")
+    job = phalanx.TrainingJob(script=str(script))
+    ranges = {"lr": phalanx.Continuous(0.01, 1.0)}
+    sweep = phalanx.Tuner(
+        job, name="s", output=str(tmp_path), objective="loss", direction="minimize", ranges=ranges, max_parallel_jobs=2
+    )
+    with pytest.raises(AlgorithmError, match=r"the first 3 trials of the sweep failed: .*no such column"):
+        sweep.run(progress=False)
+    assert sweep.describe()["status"] == "Failed"
+
+
+@pytest.mark.slow
+def test_yaml_show_and_report(cancer: Path, tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep.yaml"
+    sweep.write_text(f"""
+job:
+  algorithm: xgboost
+  inputs: {{train: {cancer}/train.csv, validation: {cancer}/validation.csv}}
+  hyperparameters: {{num_round: 5, objective: "binary:logistic"}}
+name: filed
+output: {tmp_path}
+objective: validation:auc
+ranges:
+  eta: {{low: 1e-2, high: 0.5, scaling: log}}
+  booster: [gbtree, dart]
+  rate_drop: {{low: 0.0, high: 0.5, only_if: {{booster: dart}}}}
+max_jobs: 5
+completion: {{not_improving: 10}}
+""")
+
+    def phalanx_command(*given: str) -> str:
+        command = [sys.executable, "-m", "phalanx.cli", *given]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert "best" in phalanx_command("tune", str(sweep), "--max-jobs", "4")
+    shown = phalanx_command("show", str(tmp_path / "filed"))
+    assert "maximize validation:auc" in shown
+    assert "4 Completed" in shown
+    page = Path(phalanx_command("report", str(tmp_path / "filed")).strip()).read_text()
+    assert "Parallel coordinates of validation:auc" in page
+    assert "<script src=" not in page
+    with pytest.raises(UserError, match="a sweep has no field 'max_job'; did you mean 'max_jobs'"):
+        sweepfile.from_mapping({"job": {}, "name": "x", "max_job": 3}, {})

@@ -1,0 +1,85 @@
+"""Early stopping rules on made-up curves; larger is better."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from phalanx.tuning.stopping import Curve, Halving, MedianRule, Never
+
+
+def curve(values: Sequence[float], *, of: int | None = None, ended: bool = False) -> Curve:
+    made = Curve(of=of or len(values), ended=ended)
+    for step, value in enumerate(values, 1):
+        made.add(step, value)
+    return made
+
+
+def test_curve() -> None:
+    made = curve([1.0, 3.0, 2.0])
+    made.add(3, 9.0)  # done again after a restart
+    made.add(4, float("nan"))
+    assert made.steps == [1, 2, 3]
+    assert (made.value_at(3), made.best_to(3), made.mean_to(3), made.mean_to(2)) == (2.0, 3.0, 2.0, 2.0)
+    assert made.value_at(7) == 2.0
+    assert not made.reaches(4)
+    made.ended = True
+    assert made.reaches(4)
+
+
+def test_never() -> None:
+    assert not Never().due(0, 1, 10)
+    assert not Never().stops(0, 1, {0: curve([0.0])})
+    assert Never().promoted([0], {0: curve([0.0])}) is None
+
+
+def test_median_rule_compares_the_best_with_the_median_of_means() -> None:
+    curves = {n: curve([0.1 * n] * 10) for n in range(1, 6)}
+    rule = MedianRule(fewest=3)
+    curves[9] = curve([0.25, 0.0, 0.0, 0.0, 0.0])
+    assert rule.stops(9, 5, curves)  # 0.25 < 0.3
+    curves[9] = curve([0.35, 0.0, 0.0, 0.0, 0.0])
+    assert not rule.stops(9, 5, curves)
+    few = {n: curves[n] for n in (4, 5)} | {9: curve([0.0])}
+    assert not rule.stops(9, 1, few)
+
+
+def test_median_rule_leaves_out_what_has_not_come_so_far() -> None:
+    rule = MedianRule(fewest=1)
+    curves = {0: curve([0.5] * 4, of=10), 1: curve([0.0] * 6, of=10)}
+    assert not rule.stops(1, 6, curves)
+    curves[0].ended = True  # it ended early, at its best
+    assert rule.stops(1, 6, curves)
+
+
+def test_median_rule_is_due_often_but_not_always() -> None:
+    rule = MedianRule()
+    assert [step for step in range(1, 101) if rule.due(0, step, 100)] == [*range(10, 101, 2)]
+    unknown = [step for step in range(1, 10_000) if rule.due(0, step, None)]
+    assert unknown[0] == 2
+    assert len(unknown) < 120
+
+
+def test_rungs() -> None:
+    rule = Halving(least=1, most=27)
+    assert rule.rungs(0, None) == [1, 3, 9]
+    assert Halving().rungs(0, 270) == [10, 30, 90]
+    assert Halving().rungs(0, 2) == [1]
+    assert Halving(least=2, most=100, brackets=2).rungs(1, None) == [6, 18]
+    assert Halving(least=2, most=100, brackets=2).rungs(2, None) == [2, 6, 18]
+
+
+def test_halving_keeps_the_best_third() -> None:
+    rule = Halving(least=3, most=30)
+    curves = {n: curve([float(n)] * 3, of=30) for n in range(6)}
+    assert [rule.stops(n, 3, curves) for n in range(6)] == [True] * 4 + [False] * 2
+    assert not rule.stops(0, 3, {n: curves[n] for n in (0, 5)})  # too few to say
+
+
+def test_a_stopped_trial_is_promoted_when_more_came_behind_it() -> None:
+    rule = Halving(least=3, most=30)
+    curves = {0: curve([5.0] * 4, of=30), 1: curve([6.0] * 4, of=30), 2: curve([7.0] * 4, of=30)}
+    assert rule.stops(1, 3, curves)
+    assert rule.promoted([0, 1], curves) is None
+    curves |= {n: curve([0.0] * 3, of=30) for n in (3, 4, 5)}
+    assert rule.promoted([0, 1], curves) == 1
+    assert Halving(least=3, most=30, promotes=False).promoted([0, 1], curves) is None
