@@ -68,6 +68,12 @@ NoticeOption = Annotated[
     list[str] | None,
     typer.Option(help="With --spot: aws, gcp, azure or file:PATH says that this machine is taken; repeatable."),
 ]
+ElasticOption = Annotated[
+    str | None, typer.Option(help="exact: the same bits whatever the number of workers, also when it changes on the way.")
+]
+MicroBatchesOption = Annotated[
+    int, typer.Option(help="Pieces of every global batch of a script with --elastic exact: a multiple of --workers.")
+]
 HangOption = Annotated[
     str, typer.Option(help="A worker that gives no sign of life, or keeps others waiting, so long has failed: 30s, 5m, never.")
 ]
@@ -121,6 +127,8 @@ def train(
     notice: NoticeOption = None,
     resume: ResumeOption = False,
     hang_timeout: HangOption = "30s",
+    elastic: ElasticOption = None,
+    micro_batches: MicroBatchesOption = 12,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -147,6 +155,8 @@ def train(
         spot=_spot(spot, max_interruptions, max_wait, notice),
         resume=resume,
         hang_timeout_s=None if hang_timeout == "never" else _duration("--hang-timeout", hang_timeout),
+        elastic=elastic,
+        micro_batches=micro_batches,
     )
     _run(job, as_json)
 
@@ -188,6 +198,8 @@ def run(
     notice: NoticeOption = None,
     resume: ResumeOption = False,
     hang_timeout: HangOption = "30s",
+    elastic: ElasticOption = None,
+    micro_batches: MicroBatchesOption = 12,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -235,6 +247,8 @@ def run(
         spot=_spot(spot, max_interruptions, max_wait, notice),
         resume=resume,
         hang_timeout_s=None if hang_timeout == "never" else _duration("--hang-timeout", hang_timeout),
+        elastic=elastic,
+        micro_batches=micro_batches,
     )
     _run(script, as_json)
 

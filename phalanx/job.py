@@ -91,6 +91,9 @@ class TrainingJob:
         resume: go on from the newest checkpoint that verifies of the job of this name, with this number of workers.
         hang_timeout_s: seconds that a worker may give no sign of life, or keep others waiting in a collective, before the group
             counts as failed; its first step is waited for without limit. None: for ever.
+        elastic: "exact": the same bits whatever the number of workers, also when it changes on the way. Some algorithms are so
+            anyway, others are refused; the Trainer of a script gets the strategy `exact`. None: as algorithm and strategy are.
+        micro_batches: that the Trainer of a script cuts every global batch into with elastic "exact"; a multiple of `workers`.
     """
 
     algorithm: str | None = None
@@ -116,6 +119,8 @@ class TrainingJob:
     spot: Spot | Mapping[str, Any] | None = None
     resume: bool = False
     hang_timeout_s: float | None = 30.0
+    elastic: str | None = None
+    micro_batches: int = 12
 
     def __post_init__(self) -> None:
         self._stop = StopRequest()
@@ -190,6 +195,9 @@ def _validated(job: TrainingJob) -> _Request:
     _whole("workers", job.workers, 1)
     launcher = _launcher(job.launcher)
     inputs = {n: Channel(url=c) if isinstance(c, str) else c for n, c in _mapping("inputs", job.inputs).items()}
+    _whole("micro_batches", job.micro_batches, 1)
+    if job.elastic not in (None, "exact"):
+        raise UserError(f"elastic must be 'exact' or left out, not {job.elastic!r}")
     work = _work(job, launcher, inputs)
     _whole("max_restarts", job.max_restarts, 0)
     _whole("seed", job.seed, 0)
@@ -288,6 +296,12 @@ def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel]) -
         for field_name in ("source_dir", "arguments", "strategy", "metric_definitions"):
             if getattr(job, field_name):
                 raise UserError(f"{field_name} is for scripts, and the job runs the algorithm {job.algorithm}")
+        if job.elastic is not None and not registry.entry(job.algorithm).elastic:
+            exact = ", ".join(name for name, entry in registry.algorithms().items() if entry.elastic)
+            raise UserError(
+                f"elastic='exact': what {job.algorithm} learns depends on the number of workers; it does not for {exact}, "
+                "nor for a script's phalanx.Trainer"
+            )
         return AlgorithmWork(job.algorithm, job.hyperparameters, workers=job.workers, inputs=inputs, prepare=launcher.prepare)
     launcher.prepare(())  # its workers are forked from the warm server, to become interpreters of their own
     return ScriptWork(
@@ -295,11 +309,24 @@ def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel]) -
         source_dir=job.source_dir,
         given=job.hyperparameters,
         arguments=job.arguments,
-        strategy=job.strategy,
+        strategy=job.strategy if job.elastic is None else _exact(job),
         metric_definitions=job.metric_definitions,
         inputs=inputs,
         variables=list(job.environment),
     )
+
+
+def _exact(job: TrainingJob) -> str:
+    """Return the strategy of a script whose result must not depend on the number of workers.
+
+    Raises:
+        UserError: another strategy was given, or the workers cannot share the micro-batches evenly.
+    """
+    if job.strategy not in (None, "ddp", "exact"):
+        raise UserError(f"elastic='exact' is the strategy 'exact'; strategy='{job.strategy}' was given as well: leave one out")
+    if job.micro_batches % job.workers:
+        raise UserError(f"micro_batches={job.micro_batches} is no multiple of workers={job.workers}, who share them evenly")
+    return f"exact:micro_batches={job.micro_batches}"
 
 
 @final

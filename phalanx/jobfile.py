@@ -44,7 +44,9 @@ _KINDS: dict[str, dict[str, Any]] = {
     "script": {"type": ["string", "null"], "pattern": r"\.py$"},
     "source_dir": {"type": ["string", "null"]},
     "arguments": {"type": "array", "items": {"type": "string"}},
-    "strategy": {"enum": [None, *STRATEGIES]},
+    "strategy": {"type": ["string", "null"], "pattern": f"^({'|'.join(STRATEGIES)})(:.*)?$"},
+    "elastic": {"enum": [None, "exact"]},
+    "micro_batches": {"type": "integer", "minimum": 1},
     "metric_definitions": {"type": "array", "maxItems": MAX_DEFINITIONS, "items": _METRIC},
 }
 

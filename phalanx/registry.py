@@ -29,6 +29,7 @@ class Entry:
     needs: tuple[str, ...] = ()  # modules that must be importable; also preloaded by the warm server
     preload: tuple[str, ...] = ()  # further modules worth preloading
     index_base: int = 1  # of libsvm files, unless the content type says
+    elastic: bool = False  # learns the same bits whatever the number of workers
 
 
 _BUILT_IN = {
@@ -42,17 +43,20 @@ _BUILT_IN = {
         "phalanx.algorithms.kmeans:KMeans",
         "k-means clustering: web-scale mini-batches, or passes over all rows",
         preload=("phalanx.algorithms.kmeans", "phalanx.algorithms.kmeans_batch"),
+        elastic=True,
     ),
     "linear_learner": Entry(
         "phalanx.algorithms.linear_learner:LinearLearner",
         "linear models for classes and numbers, many candidates in one pass",
         hyperparameters="phalanx.algorithms.linear_learner_hyperparameters:LinearLearnerHyperparameters",
         preload=("phalanx.algorithms.linear_learner_fit",),
+        elastic=True,
     ),
     "random_cut_forest": Entry(
         "phalanx.algorithms.random_cut_forest:RandomCutForest",
         "anomaly scores from trees of random cuts; time series and streams too",
         preload=("phalanx.algorithms.random_cut_forest", "phalanx.algorithms.random_cut_forest_stream"),
+        elastic=True,
     ),
     "xgboost": Entry(
         "phalanx.algorithms.xgboost:XGBoost",

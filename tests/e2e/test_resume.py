@@ -171,11 +171,11 @@ def test_another_number_of_workers_goes_on(workers: int, data: Path, tmp_path: P
 @pytest.mark.slow
 def test_a_script_ends_with_the_same_bytes_on_other_workers(data: Path, tmp_path: Path) -> None:
     """Strategy exact: one worker from beginning to end, and two that are stopped and gone on with by three."""
-    job("script", data, tmp_path, "one", strategy="exact:micro_batches=6", workers=1).run(progress=False)
-    running = job("script", data, tmp_path, "job", strategy="exact:micro_batches=6", workers=2)
+    job("script", data, tmp_path, "one", elastic="exact", micro_batches=6, workers=1).run(progress=False)
+    running = job("script", data, tmp_path, "job", elastic="exact", micro_batches=6, workers=2)
     with pytest.raises(Stopped):
         running.run(progress=At(30, running.stop))
-    job("script", data, tmp_path, "job", strategy="exact:micro_batches=6", workers=3, resume=True).run(progress=False)
+    job("script", data, tmp_path, "job", elastic="exact", micro_batches=6, workers=3, resume=True).run(progress=False)
     assert artifact(tmp_path, "job") == artifact(tmp_path, "one")
 
 
@@ -215,3 +215,21 @@ def test_checkpoints_of_their_own_place_and_mistakes(data: Path, tmp_path: Path)
         with pytest.raises(UserError, match=message):
             job("kmeans", data, tmp_path, **{"name": "wrong", **how}).run(progress=False)  # type: ignore[arg-type]
     assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"kind": "xgboost", "elastic": "exact"}, "depends on the number of workers.*kmeans"),
+        ({"kind": "kmeans", "elastic": "loose"}, "elastic must be 'exact'"),
+        ({"kind": "script", "elastic": "exact", "micro_batches": 5}, "no multiple of workers=2"),
+        ({"kind": "script", "elastic": "exact", "strategy": "zero2"}, "leave one out"),
+    ],
+)
+def test_what_cannot_be_elastic_is_told_before_anything_starts(
+    given: dict[str, Any], told: str, data: Path, tmp_path: Path
+) -> None:
+    how = {key: value for key, value in given.items() if key != "kind"}
+    with pytest.raises(UserError, match=told):
+        job(given["kind"], data, tmp_path, "job", **how).run(progress=False)
+    assert not (tmp_path / "job").exists()

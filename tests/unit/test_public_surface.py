@@ -28,7 +28,7 @@ def test_job_fields() -> None:
     assert [f.name for f in fields(phalanx.TrainingJob)] == [
         "algorithm", "inputs", "hyperparameters", "workers", "output", "name", "seed", "threads_per_worker", "launcher", "max_restarts",
         "max_runtime_s", "environment", "script", "source_dir", "arguments", "strategy", "metric_definitions", "checkpoints",
-        "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s",
+        "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s", "elastic", "micro_batches",
     ]  # fmt: skip
     assert [f.name for f in fields(phalanx.Channel)] == ["url", "content_type", "spread", "mode", "compression"]
 
@@ -66,13 +66,13 @@ def test_commands_and_options() -> None:
     shown = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert shown == {
         "train": [
-            "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--env", "--hang-timeout", "--json", "--keep",
-            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--name", "--notice", "--output", "--resume", "--seed",
+            "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
+            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--micro-batches", "--name", "--notice", "--output", "--resume", "--seed",
             "--set", "--spot", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
         ],
         "run": [
-            "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--env", "--hang-timeout", "--json", "--keep",
-            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--name", "--notice", "--output", "--resume",
+            "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
+            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--micro-batches", "--name", "--notice", "--output", "--resume",
             "--schema", "--seed", "--set", "--source-dir", "--spot", "--strategy", "--test", "--threads-per-worker", "--train",
             "--validation", "--workers",
         ],
