@@ -33,6 +33,7 @@ class Piece:
     weight: Array  # (N,) float64
     block: int  # rows of the fixed blocks it consists of; only the channel's last may be shorter
     batch: int = 0  # number of the global batch it is of
+    offset: int = 0  # rows of that batch before it
 
     def __len__(self) -> int:
         return len(self.label)
@@ -186,6 +187,7 @@ class Reader:
             read.weight,
             block_rows(max(length, 1)),
             read.batch.first_row // rows,
+            read.batch.first_row % rows,
         )
 
     def pieces(self, name: str, scaler: Scaler) -> Iterator[Piece]:
@@ -311,7 +313,7 @@ def rows_of(piece: Piece, start: int, stop: int) -> Piece:
         )
     else:
         cut = features[start:stop]
-    return Piece(cut, piece.label[start:stop], piece.weight[start:stop], piece.block, piece.batch)
+    return Piece(cut, piece.label[start:stop], piece.weight[start:stop], piece.block, piece.batch, piece.offset + start)
 
 
 def _top(label: Array, shift: float) -> float:

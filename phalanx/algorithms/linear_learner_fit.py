@@ -22,6 +22,7 @@ from .linear_learner_descent import Descent, Schedule
 from .linear_learner_hyperparameters import LinearLearnerHyperparameters
 from .linear_learner_losses import loss_of, slope_change
 from .linear_learner_objective import Objective, scores
+from .linear_learner_screening import KEPT, LOOSER, PASSES, screening
 from .linear_learner_solver import Penalty, Solver
 
 if TYPE_CHECKING:
@@ -66,11 +67,14 @@ class Training:
         self._penalty = Penalty(candidates.wd, candidates.l1, bias_wd, wanted.use_bias)
         self._step = 0
         self._per_epoch = -(-rows // wanted.mini_batch_size)
-        self._state: Solver | Descent = (
-            Solver(self._train.columns or 0, self._penalty, wanted.outputs, self._curvature())
-            if wanted.solves
-            else self._descent()
-        )
+        self._members = np.arange(len(candidates.wd))  # who is still in the race
+        self._screening = screening(len(candidates.wd), rows) if wanted.solves else None
+        self._screened: list[Piece] | None = None  # this rank's rows of it
+        self._measured_by = self._curvature() if wanted.solves else None
+        if restored is not None and wanted.solves:
+            self._members = np.array(restored["members"].value)
+            self._screening = self._screening if int(restored["screening"].value) else None
+        self._state: Solver | Descent = self._solver(None) if wanted.solves else self._descent()
         if restored is not None:
             self._step = int(restored["step"].value)
             self._state.load_state_dict({name[6:]: e for name, e in restored.items() if name.startswith("state/")})
@@ -78,7 +82,8 @@ class Training:
     def state_dict(self) -> State:
         """Return the step and what the next one depends on."""
         inner = {f"state/{name}": entry for name, entry in self._state.state_dict().items()}
-        return {"step": Entry(self._step), **inner}
+        race = {"members": Entry(self._members), "screening": Entry(int(self._screening is not None))}
+        return {"step": Entry(self._step), **race, **inner}
 
     def run(self, model: LinearLearner) -> None:
         """Collective. Train to the end; write the result into `model`."""
@@ -91,15 +96,49 @@ class Training:
 
     def _solve(self, model: LinearLearner, solver: Solver) -> None:
         wanted = self._wanted
-        while len(solver.active) and self._step < wanted.max_passes:
-            active = solver.active
-            losses, gradients, weight = self._objective.sums(solver.trial[:, active], active, self._pieces("train"))
-            solver.advance(losses / max(weight, 1e-300), gradients / max(weight, 1e-300), wanted.solver_tolerance)
+        while True:
+            if self._screening is not None and not self._goes_on(solver):
+                solver = self._state = self._narrowed(solver)
+            if not self._goes_on(solver):
+                return
+            active, tolerance = solver.active, wanted.solver_tolerance
+            if self._screening is not None:
+                tolerance *= LOOSER
+            losses, gradients, weight = self._objective.sums(
+                solver.trial[:, active], self._members[active], self._pieces("sample" if self._screening else "train")
+            )
+            solver.advance(losses / max(weight, 1e-300), gradients / max(weight, 1e-300), tolerance)
             self._step += 1
             metrics = {"train:objective_loss": float(solver.loss.min())}
-            if not len(solver.active) or self._step == wanted.max_passes:
+            if self._screening is None and not self._goes_on(solver):
                 metrics |= self._finish(model)
-            self._session.report(self._step, metrics, rows=self._train.rows)
+            self._session.report(
+                self._step, metrics, rows=self._train.rows // (self._screening.every if self._screening else 1)
+            )
+
+    def _goes_on(self, solver: Solver) -> bool:
+        most = self._wanted.max_passes
+        if self._screening is not None:
+            most = min(PASSES, most // 2)
+        return len(solver.active) > 0 and self._step < most
+
+    def _solver(self, start: Array | None) -> Solver:
+        assert self._measured_by is not None
+        sharper = 1.0 if self._screening is None else self._screening.sharper
+        penalty = self._penalty.of(self._members, sharper)
+        return Solver(self._train.columns or 0, penalty, self._wanted.outputs, self._measured_by, start)
+
+    def _narrowed(self, solver: Solver) -> Solver:
+        """Collective. End the screening: the best candidates go on, with all rows, from where they are."""
+        name = "validation" if self._validated else "sample"
+        everyone = np.arange(solver.weights.shape[1])
+        if self._by_loss:
+            value = -self._losses(name, solver.weights, everyone)
+        else:
+            value = np.array([found for _, found in self._judged(name, solver.weights)] or np.zeros(len(everyone)))
+        best = np.sort(np.argsort(-value, kind="stable")[:KEPT])
+        self._members, self._screening, self._screened = self._members[best], None, None
+        return self._solver(solver.weights[:, best])
 
     def _descend(self, model: LinearLearner, descent: Descent) -> None:
         wanted = self._wanted
@@ -160,12 +199,22 @@ class Training:
             threads=self._session.threads,
         )
 
+    @property
+    def _by_loss(self) -> bool:
+        wanted = self._wanted
+        criterion = wanted.binary_classifier_model_selection_criteria
+        return wanted.predictor_type != "binary_classifier" or criterion in ("cross_entropy_loss", "loss_function")
+
     def _losses(self, name: str, weights: Array, active: Array) -> Array:
         """Collective. Return the mean losses of candidates on a channel."""
         losses, _, weight = self._objective.sums(weights, active, self._pieces(name), gradients=False)
         return losses / max(weight, 1e-300)
 
     def _pieces(self, name: str) -> Iterable[Piece]:
+        if name == "sample" and self._screening is not None:
+            if self._screened is None:
+                self._screened = self._screening.of(self._pieces("train"))
+            return self._screened
         if name == "train" and self._survey.pieces is not None:
             return self._survey.pieces
         return self._reader.pieces(name, self._survey.scaler)
@@ -182,18 +231,17 @@ class Training:
         best, threshold = 0, default_threshold(wanted)
         everyone = np.arange(weights.shape[1])
         criterion = wanted.binary_classifier_model_selection_criteria
-        by_loss = wanted.predictor_type != "binary_classifier" or criterion in ("cross_entropy_loss", "loss_function")
-        if by_loss and len(everyone) > 1:
-            best = int(np.argmin(self._losses(by, weights, everyone)))
-        if not by_loss and (self._validated or len(everyone) > 1 or criterion != "accuracy"):
+        if self._by_loss and len(everyone) > 1:
+            best = int(np.argmin(self._losses(by, weights, self._members)))
+        if not self._by_loss and (self._validated or len(everyone) > 1 or criterion != "accuracy"):
             best, threshold = self._calibrated(by, weights)
         model.weights = self._survey.scaler.folded(weights[:, best])
-        model.threshold, model.chosen = threshold, self._candidates.described(best)
+        model.threshold, model.chosen = threshold, self._candidates.described(int(self._members[best]))
         if self._session.world.rank == 0 and len(everyone) > 1:
             print(f"Best model found for hyperparameters: {json.dumps(model.chosen)}", flush=True)
         metrics: dict[str, float] = {}
         for name in [name for name in ("validation", "test") if name in self._session.channels]:
-            loss = float(self._losses(name, weights[:, [best]], np.array([best]))[0])
+            loss = float(self._losses(name, weights[:, [best]], self._members[[best]])[0])
             z, label = self._collected(name, weights[:, [best]], self._session.channels[name].rows)
             metrics |= {f"{name}:{metric}": value for metric, value in self._measured(z, label, threshold, loss).items()}
         return metrics
@@ -211,19 +259,21 @@ class Training:
 
     def _calibrated(self, name: str, weights: Array) -> tuple[int, float]:
         """Collective. Return the candidate and the threshold with the best criterion."""
+        found = self._judged(name, weights)
+        best = max(range(len(found)), key=lambda number: found[number][1], default=0)
+        return best, found[best][0] if found else default_threshold(self._wanted)
+
+    def _judged(self, name: str, weights: Array) -> list[tuple[float, float]]:
+        """Collective. Return each candidate's best threshold and the criterion there; nothing where there are no rows."""
         wanted = self._wanted
         most = min(wanted.num_calibration_samples, max(_CALIBRATED_NUMBERS // weights.shape[1], 1))
         z, label = self._collected(name, weights, most)
-        if not len(label):
-            return 0, default_threshold(wanted)
-        found = [measures.calibrate(score, label, wanted) for score in probabilities(z, wanted).T]
-        best = max(range(len(found)), key=lambda number: found[number][1])
-        return best, found[best][0]
+        return [measures.calibrate(score, label, wanted) for score in probabilities(z, wanted).T] if len(label) else []
 
     def _collected(self, name: str, weights: Array, most: int) -> tuple[Array, Array]:
         """Collective. Return scores (n, P·K) and labels (n,) of at most `most` rows of a channel."""
         flat = weights.reshape(len(weights), -1)
-        world, shard = self._session.world, self._session.channels[name]
+        world, shard = self._session.world, self._session.channels["train" if name == "sample" else name]
         found, labels, left = [np.zeros((0, flat.shape[1]))], [np.zeros(0)], most // (world.size // copies(world, shard))
         for piece in self._pieces(name):
             taken = min(len(piece), left)

@@ -35,6 +35,10 @@ class Penalty:
     bias_wd: float  # over wd
     use_bias: bool
 
+    def of(self, members: Array, sharper: float = 1.0) -> Penalty:
+        """Return the penalties of some candidates, times `sharper`."""
+        return Penalty(self.wd[members] * sharper, self.l1[members] * sharper, self.bias_wd, self.use_bias)
+
     def smooth(self, weights: Array) -> tuple[Array, Array]:
         """Return the L2 part (P,) and its gradient, shaped as the weights."""
         strength = np.broadcast_to(self.wd[None, :, None], (len(weights), len(self.wd), 1)).copy()
@@ -57,13 +61,14 @@ class Solver:
         penalty: of the candidates.
         outputs: K.
         curvature: of the features, by which steps are measured.
+        start: weights to begin with; None: zeros.
     """
 
-    def __init__(self, columns: int, penalty: Penalty, outputs: int, curvature: Curvature) -> None:
+    def __init__(self, columns: int, penalty: Penalty, outputs: int, curvature: Curvature, start: Array | None = None) -> None:
         shape = (columns + 1, len(penalty.wd), outputs)
         self._penalty = penalty
         self._curvature = curvature
-        self.trial = np.zeros(shape)
+        self.trial = np.zeros(shape) if start is None else start.copy()
         self.weights = np.zeros(shape)
         self.value = np.full(shape[1], np.inf)  # objective at `weights`
         self.loss = np.full(shape[1], np.inf)  # its loss alone
