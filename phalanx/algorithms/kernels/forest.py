@@ -173,7 +173,7 @@ def _below(rows, n, words, ints, node):
 
 
 @njit("void(f4[:, ::1], i8, f4[:, ::1], i4[:, ::1], i8, i4[:, ::1], i8[::1])", nogil=True, cache=True)
-def _descend_four(rows, n, words, ints, root, paths, depths):
+def _descend_four(rows, n, cuts, links, root, paths, depths):
     """`descend` of the rows n to n + 3 at once: while one waits for memory the others go on."""
     a, b, c, d, level = root, root, root, root, 0
     depths[:] = 0
@@ -184,8 +184,8 @@ def _descend_four(rows, n, words, ints, root, paths, depths):
         depths[1] += b >= 0
         depths[2] += c >= 0
         depths[3] += d >= 0
-        a, b = _below(rows, n, words, ints, a), _below(rows, n + 1, words, ints, b)
-        c, d = _below(rows, n + 2, words, ints, c), _below(rows, n + 3, words, ints, d)
+        a, b = _below(rows, n, cuts, links, a), _below(rows, n + 1, cuts, links, b)
+        c, d = _below(rows, n + 2, cuts, links, c), _below(rows, n + 3, cuts, links, d)
     paths[0, depths[0]], paths[1, depths[1]], paths[2, depths[2]], paths[3, depths[3]] = ~a, ~b, ~c, ~d
 
 
@@ -208,12 +208,16 @@ def _climb(rows, n, depth, words, points, leaves, heads, paths, lane):
 
 
 @njit(
-    "void(f4[:, ::1], i8, i8, f4[:, ::1], i4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[:, ::1], i8[::1], i8[::1])",
+    "void(f4[:, ::1], i8, i8, f4[:, ::1], i4[:, ::1], f4[:, ::1], f4[:, ::1], i4[:, ::1], i4[::1], i4[:, ::1], i8[::1], "
+    "i8[::1])",
     nogil=True,
     cache=True,
 )
-def score_run(rows, first, last, words, ints, points, leaves, heads, paths, depths, units):
-    """Add the scores of the rows [first, last) in one tree to `units` (N,); scratch: `paths` (4, M + 1), `depths` (4,)."""
+def score_run(rows, first, last, cuts, links, words, points, leaves, heads, paths, depths, units):
+    """Add the scores of the rows [first, last) in one tree to `units` (N,).
+
+    `cuts` and `links`: `words` and `ints` of the tree, or their first words. Scratch: `paths` (4, M + 1), `depths` (4,).
+    """
     if heads[ROWS] == 0:
         return
     scale, root = np.log2(heads[ROWS] + 1.0) / UNIT, heads[ROOT]
@@ -221,9 +225,9 @@ def score_run(rows, first, last, words, ints, points, leaves, heads, paths, dept
     while n < last:
         lanes = 4 if n + 4 <= last else 1
         if lanes == 4:
-            _descend_four(rows, n, words, ints, root, paths, depths)
+            _descend_four(rows, n, cuts, links, root, paths, depths)
         else:
-            depths[0] = descend(rows, n, words, ints, root, paths[0])
+            depths[0] = descend(rows, n, cuts, links, root, paths[0])
         for lane in range(lanes):
             found = _climb(rows, n + lane, depths[lane], words, points, leaves, heads, paths, lane)
             units[n + lane] += np.int64(scale * found)
@@ -265,10 +269,18 @@ def explain_one(rows, n, words, ints, points, leaves, heads, path, shares):
 
 @njit(f"void(f4[:, ::1], {TREES}, i8[::1])", nogil=True, cache=True)
 def score(rows, words, ints, points, leaves, heads, units):
-    """Add the scores of rows (N, P) in all trees given to `units` (N,)."""
+    """Add the scores of rows (N, P) in all trees given to `units` (N,).
+
+    What rows need to descend is copied together first: it fits the fastest cache, boxes do not.
+    """
     paths, depths = np.empty((4, points.shape[1] + 1), dtype=np.int32), np.empty(4, dtype=np.int64)
+    short = np.empty((words.shape[1], LEFT + 2), dtype=np.float32)
+    short_ints = short.view(np.int32)
     for t in range(words.shape[0]):
-        score_run(rows, 0, rows.shape[0], words[t], ints[t], points[t], leaves[t], heads[t], paths, depths, units)
+        for node in range(short.shape[0]):
+            for k in range(short.shape[1]):
+                short_ints[node, k] = ints[t, node, k]
+        score_run(rows, 0, rows.shape[0], short, short_ints, words[t], points[t], leaves[t], heads[t], paths, depths, units)
 
 
 @njit(f"void(f4[:, ::1], {TREES}, i8[:, ::1])", nogil=True, cache=True)

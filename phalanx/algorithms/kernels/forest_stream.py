@@ -241,7 +241,7 @@ def follow(
             slot = _taken(bits, np.float64(first + n), decay, keys_t, heads_t, worst)
             if slot < 0 and n + 1 < rows.shape[0]:
                 continue
-            score_run(rows, begun, n + 1, words_t, ints_t, points_t, leaves_t, heads_t, paths, depths, units)
+            score_run(rows, begun, n + 1, words_t, ints_t, words_t, points_t, leaves_t, heads_t, paths, depths, units)
             if shares.shape[0] > 0 and heads_t[ROWS] > 0:
                 scale = np.log2(heads_t[ROWS] + 1.0) / UNIT
                 for m in range(begun, n + 1):
