@@ -1,0 +1,331 @@
+"""Sweeps: what a trial costs as a job, how good the proposals are, what early stopping saves.
+
+    python benchmarks/tuning.py overhead [--trials 16] [--rows 8000] [--rounds 100]
+    python benchmarks/tuning.py quality [--seeds 10] [--table 200] [--problems 15] [--budgets 16x8,100x1]
+    python benchmarks/tuning.py stopping [--seeds 3] [--trials 30]
+
+overhead: bare Optuna calls xgboost in its own process, on a matrix built once, against jobs of `phalanx.Tuner`; the same space,
+number of trials and rounds. Bare runs one trial at a time with all cores, and as many as there are cores with one thread each;
+the faster one counts.
+quality: every problem is a data set of scikit-learn's and an algorithm. Its table holds real trainings at random points;
+forests fitted to them stand in for training, so that many trials are cheap. Regret is 0 at the best value known of a
+problem, 1 at the median of random points. A budget of 16x8 is 16 batches of 8 proposals made without each other's results.
+stopping: the same sweep with early stopping and without, seconds of training and best score.
+"""
+
+from __future__ import annotations
+
+import sys
+
+sys.path.append(sys.path.pop(0))  # a file here has the name of the xgboost library
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from sklearn import datasets
+from sklearn.ensemble import ExtraTreesRegressor
+
+import phalanx
+from common import machine, table, versions
+from phalanx.tuning import declared
+from phalanx.tuning.ranges import Values, at
+from phalanx.tuning.search import Known, Search, decoded, distribution
+
+CORES = len(os.sched_getaffinity(0))
+SPACE = {
+    "eta": phalanx.Continuous(0.03, 0.5, "log"),
+    "max_depth": phalanx.Integer(3, 8),
+    "min_child_weight": phalanx.Continuous(0.5, 20, "log"),
+    "subsample": phalanx.Continuous(0.5, 1.0),
+}
+DATA = ("iris", "wine", "breast_cancer", "digits", "diabetes")
+ALGORITHMS = ("xgboost", "linear_learner", "kmeans")
+
+
+def made(rows: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    return datasets.make_classification(rows, 30, n_informative=12, flip_y=0.1, class_sep=0.6, random_state=seed)
+
+
+def write_csv(folder: Path, features: np.ndarray, label: np.ndarray) -> dict[str, str]:
+    cut = len(features) * 3 // 4
+    both = np.column_stack([label, features])
+    for name, part in (("train", both[:cut]), ("validation", both[cut:])):
+        np.savetxt(folder / f"{name}.csv", part, delimiter=",", fmt="%.7g")
+    return {name: str(folder / f"{name}.csv") for name in ("train", "validation")}
+
+
+# what a trial costs
+
+
+def bare(features: np.ndarray, label: np.ndarray, trials: int, rounds: int, at_once: int) -> float:
+    import xgboost
+
+    cut = len(features) * 3 // 4
+    begun = time.perf_counter()
+    train = xgboost.QuantileDMatrix(features[:cut].astype(np.float32), label[:cut])
+    validation = xgboost.QuantileDMatrix(features[cut:].astype(np.float32), label[cut:], ref=train)
+
+    def objective(trial: optuna.Trial) -> float:
+        given = {
+            "objective": "binary:logistic",
+            "nthread": CORES // at_once,
+            "eta": trial.suggest_float("eta", 0.03, 0.5, log=True),
+            "max_depth": trial.suggest_int("max_depth", 3, 8),
+            "min_child_weight": trial.suggest_float("min_child_weight", 0.5, 20, log=True),
+            "subsample": trial.suggest_float("subsample", 0.5, 1.0),
+        }
+        told: dict[str, Any] = {}
+        evaluated = [(train, "train"), (validation, "validation")]
+        xgboost.train(given, train, rounds, evals=evaluated, evals_result=told, verbose_eval=False)
+        return float(told["validation"]["logloss"][-1])
+
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    study.optimize(objective, n_trials=trials, n_jobs=at_once)
+    return time.perf_counter() - begun
+
+
+def swept(inputs: dict[str, str], trials: int, rounds: int, output: Path, **more: Any) -> tuple[float, phalanx.Tuner]:
+    job = phalanx.TrainingJob(
+        algorithm="xgboost", inputs=inputs, hyperparameters={"num_round": rounds, "objective": "binary:logistic"}
+    )
+    given: dict[str, Any] = {
+        "ranges": SPACE,
+        "early_stopping": "off",
+        "strategy": "bayesian",
+        "max_parallel_jobs": CORES,
+        **more,
+    }
+    tuner = phalanx.Tuner(job, output=str(output), objective="validation:logloss", max_jobs=trials, **given)
+    begun = time.perf_counter()
+    tuner.run(progress=False)
+    return time.perf_counter() - begun, tuner
+
+
+def overhead(options: argparse.Namespace) -> None:
+    features, label = made(options.rows, 0)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        inputs = write_csv(Path(folder), features, label)
+        warm_s, _ = swept(inputs, 1, 2, Path(folder), name="warm")
+        sequential = bare(features, label, options.trials, options.rounds, 1)
+        threaded = bare(features, label, options.trials, options.rounds, CORES)
+        ours, tuner = swept(inputs, options.trials, options.rounds, Path(folder), name="ours")
+        best = min(sequential, threaded)
+        training = sum(trial.seconds for trial in tuner.trials())
+        rows.append(["Optuna, one at a time, all cores", sequential, sequential / best])
+        rows.append([f"Optuna, {CORES} threads at once", threaded, threaded / best])
+        rows.append([f"Phalanx, {CORES} jobs at once", ours, ours / best])
+    print(table(["sweep", "seconds", "of the faster Optuna"], rows))
+    idle = (ours * CORES - training) / options.trials
+    print(f"\n{options.trials} trials of {training / options.trials:.2f} s; {idle:.3f} s of a slot beside training a trial")
+    print(f"the first sweep of a process starts the warm server: {warm_s:.1f} s for a trial of 2 rounds")
+
+
+# how good the proposals are
+
+
+@dataclass
+class Problem:
+    name: str
+    ranges: dict[str, Any]
+    first: Values
+    forest: ExtraTreesRegressor
+    best: float
+    median: float
+
+    def value(self, points: Sequence[Values]) -> np.ndarray:
+        return self.forest.predict(np.array([encoded(self.ranges, point) for point in points]))
+
+
+def encoded(ranges: dict[str, Any], point: Values) -> list[float]:
+    found = []
+    for name, r in ranges.items():
+        if isinstance(r, phalanx.Categorical):
+            found.append(float(r.values.index(point[name])))
+        else:
+            found.append(float(np.log(point[name])) if r.scale == "log" else float(point[name]))
+    return found
+
+
+def problem(name: str, algorithm: str, size: int) -> Problem:
+    from phalanx import hyperparameters, registry
+    from phalanx.testing.sessions import MemorySession, Rows
+
+    features, label = getattr(datasets, f"load_{name}")(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(features))
+    features, label = features[order].astype(np.float32), label[order].astype(np.float32)
+    cut = len(features) * 7 // 10
+    classes = 0 if name == "diabetes" else len(np.unique(label))
+    static: dict[str, Any]
+    if algorithm == "xgboost":
+        kind = {0: "reg:squarederror", 2: "binary:logistic"}.get(classes, "multi:softprob")
+        static = {"objective": kind, **({"num_class": classes} if classes > 2 else {})}
+        ranges = {**SPACE, "num_round": phalanx.Integer(5, 60, "log"), "reg_lambda": phalanx.Continuous(1e-3, 100, "log")}
+        ranges["eta"] = phalanx.Continuous(0.01, 0.5, "log")
+        if classes > 2:
+            ranges["num_round"] = phalanx.Integer(3, 15, "log")
+    elif algorithm == "linear_learner":
+        kind = {0: "regressor", 2: "binary_classifier"}.get(classes, "multiclass_classifier")
+        static = {"predictor_type": kind, "num_models": 1, "optimizer": "adam", "epochs": 8}
+        static |= {"num_classes": classes} if classes > 2 else {}
+        ranges = {
+            "learning_rate": phalanx.Continuous(1e-5, 1.0, "log"),
+            "wd": phalanx.Continuous(1e-7, 1.0, "log"),
+            "l1": phalanx.Continuous(1e-7, 1.0, "log"),
+            "mini_batch_size": phalanx.Integer(16, 256, "log"),
+            "use_bias": phalanx.Categorical([True, False]),
+        }
+    else:
+        static = {"k": 8}
+        ranges = {
+            "epochs": phalanx.Integer(1, 10),
+            "extra_center_factor": phalanx.Integer(1, 10),
+            "mini_batch_size": phalanx.Integer(20, 400, "log"),
+            "init_method": phalanx.Categorical(["random", "kmeans++"]),
+            "local_lloyd_max_iter": phalanx.Integer(1, 100, "log"),
+            "local_lloyd_num_trials": phalanx.Integer(1, 5),
+            "polish_steps": phalanx.Integer(0, 20),
+        }
+    cls = registry.load(algorithm)
+    metric = "validation:" + next(iter(declared.objectives_of(algorithm, {**static, **at(ranges, [0.5] * len(ranges))})))
+
+    def trained(point: Values) -> float:
+        settings = hyperparameters.parse(cls.Hyperparameters, {**static, **point}, owner=algorithm)
+        parts = {"train": slice(None, cut), "validation": slice(cut, None)}
+        target = None if algorithm == "kmeans" else label
+        rows = {key: Rows(features[part], None if target is None else target[part]) for key, part in parts.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "output").mkdir()
+            session = MemorySession({key: part.shard() for key, part in rows.items()}, Path(folder) / "output")
+            cls(settings).fit(session)
+        value = session.metrics[metric]
+        return float(np.log(max(value, 1e-6))) if np.isfinite(value) else 20.0
+
+    random = np.random.default_rng(1)
+    points = [at(ranges, random.random(len(ranges)).tolist()) for _ in range(size)]
+    values = np.array([trained(point) for point in points])
+    forest = ExtraTreesRegressor(40, min_samples_leaf=2, random_state=0, n_jobs=1)
+    forest.fit(np.array([encoded(ranges, point) for point in points]), np.minimum(values, np.quantile(values, 0.95)))
+    many = [at(ranges, random.random(len(ranges)).tolist()) for _ in range(4000)]
+    found = Problem(f"{name} x {algorithm}", ranges, declared.defaults_point(algorithm, static, ranges), forest, 0.0, 0.0)
+    told = found.value(many)
+    found.best, found.median = float(told.min()), float(np.median(told))
+    return found
+
+
+Method = Callable[[Problem, int, int, int], float]
+
+
+def random_search(p: Problem, batches: int, width: int, seed: int) -> float:
+    random = np.random.default_rng([seed, 99])
+    return float(p.value([at(p.ranges, random.random(len(p.ranges)).tolist()) for _ in range(batches * width)]).min())
+
+
+def bare_tpe(p: Problem, batches: int, width: int, seed: int) -> float:
+    space = {name: distribution(name, found) for name, found in p.ranges.items()}
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=seed))
+    for _ in range(batches):
+        asked = [study.ask(space) for _ in range(width)]
+        points = [{n: decoded(p.ranges[n], v) for n, v in trial.params.items()} for trial in asked]
+        for trial, value in zip(asked, p.value(points), strict=True):
+            study.tell(trial, float(value))
+    return float(study.best_value)
+
+
+def ours(p: Problem, batches: int, width: int, seed: int) -> float:
+    search = Search(p.ranges, strategy="bayesian", directions=["minimize"], seed=seed, first=[p.first])
+    values: list[float] = []
+    for batch in range(batches):
+        numbers = range(batch * width, (batch + 1) * width)
+        points = [point for n in numbers if (point := search.propose(n)) is not None]
+        for number, value in zip(numbers, p.value(points), strict=False):
+            search.learn(number, Known("Completed", (float(value),), 1))
+            values.append(float(value))
+    return min(values)
+
+
+def regrets(given: tuple[str, str, int, int, tuple[tuple[int, int], ...]]) -> list[tuple[str, str, str, float]]:
+    name, algorithm, size, seeds, budgets = given
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    p = problem(name, algorithm, size)
+    methods: dict[str, Callable[[Problem, int, int, int], float]] = {
+        "random": random_search,
+        "Optuna TPE": bare_tpe,
+        "Phalanx": ours,
+    }
+    scored = []
+    for batches, width in budgets:
+        reached = {method: [run(p, batches, width, seed) for seed in range(seeds)] for method, run in methods.items()}
+        best = min(p.best, *(value for values in reached.values() for value in values))
+        for method, values in reached.items():
+            regret = statistics.fmean((value - best) / max(p.median - best, 1e-12) for value in values)
+            scored.append((p.name, f"{batches}x{width}", method, regret))
+    return scored
+
+
+def quality(options: argparse.Namespace) -> None:
+    budgets = tuple((int(b), int(w)) for b, w in (text.split("x") for text in options.budgets.split(",")))
+    chosen = [(name, algorithm) for algorithm in ALGORITHMS for name in DATA][:: max(1, 15 // options.problems)]
+    work = [(name, algorithm, options.table, options.seeds, budgets) for name, algorithm in chosen]
+    with get_context("spawn").Pool(CORES) as pool:
+        scored = [entry for entries in pool.imap_unordered(regrets, work) for entry in entries]
+    names = sorted({name for name, _, _, _ in scored})
+    methods, shown = ["random", "Optuna TPE", "Phalanx"], [f"{b}x{w}" for b, w in budgets]
+    value = {(name, budget, method): regret for name, budget, method, regret in scored}
+    rows: list[list[object]] = [[name, *(value[name, b, m] for b in shown for m in methods)] for name in names]
+    rows.append(["mean", *(statistics.fmean(value[name, b, m] for name in names) for b in shown for m in methods)])
+    print(f"normalised regret, {options.seeds} seeds\n")
+    print(table(["problem", *(f"{m} {b}" for b in shown for m in methods)], rows))
+
+
+# what early stopping saves
+
+
+def stopping(options: argparse.Namespace) -> None:
+    rows = []
+    for seed in range(options.seeds):
+        features, label = made(options.rows, seed)
+        with tempfile.TemporaryDirectory() as folder:
+            inputs = write_csv(Path(folder), features, label)
+            for kind in ("off", "median", "auto"):
+                wall, tuner = swept(
+                    inputs, options.trials, options.rounds, Path(folder), name=f"s-{kind}", early_stopping=kind, seed=seed
+                )
+                trials = tuner.trials()
+                seconds = sum(trial.seconds for trial in trials)
+                if kind == "off":
+                    base, score = seconds, tuner.best().objective
+                ratio = tuner.best().objective / score
+                rows.append([seed, kind, sum(t.status == "Stopped" for t in trials), wall, seconds, seconds / base, ratio])
+    head = ["seed", "early stopping", "stopped", "wall s", "training s", "training of off", "best logloss of off"]
+    print(table(head, rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=["overhead", "quality", "stopping"])
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=8000)
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--table", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=15)
+    parser.add_argument("--budgets", default="16x8,100x1")
+    options = parser.parse_args()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    print(f"{machine()}; {versions('optuna', 'xgboost-cpu', 'numpy')}\n")
+    {"overhead": overhead, "quality": quality, "stopping": stopping}[options.part](options)
+
+
+if __name__ == "__main__":
+    main()
