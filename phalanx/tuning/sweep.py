@@ -7,31 +7,27 @@ handle     a judgement is due | a job has ended | somebody asked to stop
 
 from __future__ import annotations
 
-import contextlib
 import math
 import queue
-import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping
 from typing import Any, final
 
 from .. import storage
 from ..contracts import Json
-from ..errors import EXIT_SIGINT, EXIT_SIGTERM, AlgorithmError, PhalanxError, PlatformError, Stopped, UserError, error_of_kind
+from ..errors import PhalanxError, PlatformError, Stopped, UserError, error_of_kind
 from ..launch.supervise import StopRequest
+from .ending import completed, signals, violations_of
 from .ledger import Ledger, Remembered
 from .plan import Plan, described, write
+from .recall import fill_in, never_reported, recorded_error
 from .search import Known, Search
-from .stopping import Curve, improved_at
+from .stopping import Curve
 from .trial import Ended, Judge, Message, Running, Trial, Wake, curve_of, job_name, job_of, metrics_of
 from .view import View
 
 _TICK_SECONDS = 1.0
 _HOPELESS = 3  # first trials that all fail: the fault is not their hyperparameters'
-_CONVERGED_TRIALS, _CONVERGED_SHARE = 15, 0.01
 
 
 @final
@@ -87,7 +83,7 @@ class Sweep:
         self._view.started(self._plan)
         reason = "Stopped"
         try:
-            with _signals(self._stop, self._messages.put):
+            with signals(self._stop, self._messages.put):
                 self._take_up()
                 self._write("InProgress", "")
                 self._loop()
@@ -132,7 +128,7 @@ class Sweep:
         else:
             status = self._status_of(trial)
             if status is not None:
-                _fill_in(trial, status)
+                fill_in(trial, status)
             trial.status = known.state
             trial.objective = list(known.values) or None
             trial.feasible = all(value <= 0 for value in (known.constraints or {}).values())
@@ -142,13 +138,13 @@ class Sweep:
         status = self._status_of(trial)
         state = None if status is None else status["status"]
         if status is not None:
-            _fill_in(trial, status)
+            fill_in(trial, status)
         if state == "Completed":
             self._finish(trial)
         elif trial.stopped_at is not None:
             self._stopped_early(trial)
         elif state == "Failed" and status is not None:
-            self._failed(trial, _recorded_error(self._plan.folder, trial, status))
+            self._failed(trial, recorded_error(self._plan.folder, trial, status))
         elif self._plan.lag is not None and (step := self._missed_judgement(trial)) is not None:
             self._note_stop(trial, step)
             self._stopped_early(trial)
@@ -305,7 +301,7 @@ class Sweep:
         if missing and not any(known.state == "Completed" for known in self._final.values()):
             trial.status, trial.failure = "Failed", f"the objective {missing[0]} was never reported"
             self._settle(trial, Known("Failed"))
-            self._end("Failed", UserError(_never_reported(missing[0], self._plan, trial)))
+            self._end("Failed", UserError(never_reported(missing[0], self._plan, trial)))
             return
         finite = [value for value in values if value is not None and math.isfinite(value)]
         if len(finite) < len(values):
@@ -314,7 +310,7 @@ class Sweep:
             self._settle(trial, Known("Failed"))
             return
         trial.objective = finite
-        violations = self._violations(trial)
+        violations = violations_of(self._plan, trial)
         trial.feasible = all(value <= 0 for value in violations.values())
         self._settle(trial, Known("Completed", tuple(finite), trial.step, violations or None))
 
@@ -322,16 +318,6 @@ class Sweep:
         """Add metrics that only an attempt before the last one reported, as of a job that was killed after its last step."""
         if any(trial.metrics.get(o.metric) is None for o in self._plan.objectives):
             trial.metrics = {**metrics_of(storage.join(self._plan.folder, trial.job)), **trial.metrics}
-
-    def _violations(self, trial: Trial) -> dict[str, float]:
-        """Return by how much each constraint is violated; 0 and below: it holds."""
-        found = {}
-        for name, (low, high) in self._plan.constraints.items():
-            value = trial.metrics.get(name)
-            over = [] if high is None or value is None else [value - high]
-            under = [] if low is None or value is None else [low - value]
-            found[name] = 1e9 if value is None else max(over + under)
-        return found
 
     def _stopped_early(self, trial: Trial) -> None:
         """Take in a trial that was stopped, and what it came to until then; a rule may promote it later."""
@@ -379,25 +365,8 @@ class Sweep:
     # how the sweep ends
 
     def _check_completion(self) -> None:
-        completion, first = self._plan.completion, self._plan.objectives[0]
-        if self._ending is not None:
-            return
-        scores = [
-            first.sign * self._final[n].values[0]
-            for n in sorted(self._final)
-            if self._final[n].state == "Completed" and self.trials[n].feasible
-        ]
-        if not scores:
-            return
-        best = improved_at(scores)
-        if completion.target is not None and scores[best] >= first.sign * completion.target:
-            self._end("TargetReached", None)
-        elif completion.not_improving is not None and len(scores) - 1 - best >= completion.not_improving:
-            self._end("NotImproving", None)
-        elif completion.on_convergence and len(scores) > (window := max(_CONVERGED_TRIALS, 3 * len(self._plan.ranges))):
-            before = max(scores[:-window])
-            if scores[best] - before <= _CONVERGED_SHARE * max(abs(scores[best]), 1e-12):
-                self._end("Converged", None)
+        if self._ending is None and (reason := completed(self._plan, self._final, self.trials)) is not None:
+            self._end(reason, None)
 
     def _check_time(self) -> None:
         limit = self._plan.completion.max_runtime_s
@@ -446,51 +415,3 @@ class Sweep:
             "overall": None if self._plan.overall is None else dict(self._plan.overall),
         }
         write(self._plan, self._head, self.trials, state)
-
-
-def _fill_in(trial: Trial, status: Mapping[str, Any]) -> None:
-    """Take over what a job's status.json says."""
-    trial.metrics = dict(status.get("metrics") or trial.metrics)
-    trial.seconds = float(status.get("training_seconds") or trial.seconds)
-    trial.step = max(trial.step, int(status.get("step") or 0), trial.curve.steps[-1] if trial.curve.steps else 0)
-    trial.started = trial.started or status.get("created")
-    trial.ended = status.get("ended")
-    if status["status"] == "Completed":
-        trial.curve.ended = True
-
-
-def _recorded_error(folder: str, trial: Trial, status: Mapping[str, Any]) -> PhalanxError:
-    """Return the error of a job that failed while nobody was there to learn it."""
-    text = str(status.get("failure") or "it failed")
-    with contextlib.suppress(PhalanxError):
-        head = storage.read_bytes(storage.join(folder, trial.job, "failure")).decode("utf-8", "replace")
-        return error_of_kind(head.partition(":")[0], text)
-    return AlgorithmError(text)
-
-
-def _never_reported(metric: str, plan: Plan, trial: Trial) -> str:
-    reported = ", ".join(sorted(trial.metrics)) or "nothing"
-    hint = ""
-    channel = metric.partition(":")[0]
-    if channel in ("validation", "test") and channel not in plan.job.inputs:
-        hint = f"; the job has no channel '{channel}'"
-    return f"the objective '{metric}' was never reported: the first trial reported {reported}{hint}"
-
-
-@contextmanager
-def _signals(stop: StopRequest, tell: Any) -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM stop the sweep in order; a second one does not wait. Only the main thread can listen."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.request(f"stopped by {signal.Signals(number).name}", EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM)
-        tell(Wake())
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -1,0 +1,75 @@
+"""When a sweep ends: enough is reached, or somebody asks."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from ..errors import EXIT_SIGINT, EXIT_SIGTERM
+from ..launch.supervise import StopRequest
+from .plan import Plan
+from .search import Known
+from .stopping import improved_at
+from .trial import Message, Trial, Wake
+
+_CONVERGED_TRIALS, _CONVERGED_SHARE = 15, 0.01
+_MISSING = 1e9  # the violation of a constraint on a metric that was not reported
+
+
+def completed(plan: Plan, final: Mapping[int, Known], trials: Sequence[Trial]) -> str | None:
+    """Return why no more trials are needed, None where more are; time and number are not looked at.
+
+    Args:
+        plan: of the sweep.
+        final: what trials came to.
+        trials: all of them, by number.
+    """
+    completion, first = plan.completion, plan.objectives[0]
+    done = [n for n in sorted(final) if final[n].state == "Completed" and trials[n].feasible]
+    scores = [first.sign * final[n].values[0] for n in done]
+    if not scores:
+        return None
+    best = improved_at(scores)
+    if completion.target is not None and scores[best] >= first.sign * completion.target:
+        return "TargetReached"
+    if completion.not_improving is not None and len(scores) - 1 - best >= completion.not_improving:
+        return "NotImproving"
+    window = max(_CONVERGED_TRIALS, 3 * len(plan.ranges))
+    if completion.on_convergence and len(scores) > window:
+        before = max(scores[:-window])
+        if scores[best] - before <= _CONVERGED_SHARE * max(abs(scores[best]), 1e-12):
+            return "Converged"
+    return None
+
+
+def violations_of(plan: Plan, trial: Trial) -> dict[str, float]:
+    """Return by how much a trial violates each constraint; 0 and below: it holds."""
+    found = {}
+    for name, (low, high) in plan.constraints.items():
+        value = trial.metrics.get(name)
+        over = [] if high is None or value is None else [value - high]
+        under = [] if low is None or value is None else [low - value]
+        found[name] = _MISSING if value is None else max(over + under)
+    return found
+
+
+@contextmanager
+def signals(stop: StopRequest, tell: Callable[[Message], None]) -> Iterator[None]:
+    """Within, Ctrl-C and SIGTERM stop the sweep in order; a second one does not wait. Only the main thread can listen."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        stop.request(f"stopped by {signal.Signals(number).name}", EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM)
+        tell(Wake())
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
