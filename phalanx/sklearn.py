@@ -27,6 +27,11 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from . import hyperparameters, registry
+from .algorithms.factorization_machines_hyperparameters import FactorizationMachinesHyperparameters
+from .algorithms.kmeans import KMeansHyperparameters
+from .algorithms.linear_learner_hyperparameters import LinearLearnerHyperparameters
+from .algorithms.random_cut_forest import RandomCutForestHyperparameters
+from .algorithms.xgboost_hyperparameters import XGBoostHyperparameters
 from .contracts import Algorithm, Array, Csr
 from .data.memory import array_shard
 from .errors import UserError
@@ -41,9 +46,9 @@ _SKLEARN_NAMES = {"k": "n_clusters", "num_round": "n_estimators"}
 _NOT_PROBABILITIES = "only losses whose scores are probabilities"
 
 
-def _parameters_of(algorithm: str, defaults: Mapping[str, Any]) -> Callable[[C], C]:
-    """Return a decorator that gives an estimator an `__init__` with the hyperparameters of `algorithm` as keywords."""
-    declared = hyperparameters.describe(registry.hyperparameters_of(algorithm))
+def _parameters_of(algorithm: str, declared_by: type, defaults: Mapping[str, Any]) -> Callable[[C], C]:
+    """Return a decorator that gives an estimator of `algorithm` an `__init__` with its hyperparameters as keywords."""
+    declared = hyperparameters.describe(declared_by)
     shown = [one for one in declared if one.name not in _FROM_DATA | _JOBS_ONLY]
     names = {_SKLEARN_NAMES.get(one.name, one.name): one.name for one in shown}
     values = {_SKLEARN_NAMES.get(one.name, one.name): one.default for one in shown} | {"random_state": 0, "n_jobs": None}
@@ -100,7 +105,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
 
     def _learn(self, rows: Any, label: Array | None, weight: Array | None, settings: Mapping[str, Any]) -> None:
         """Train on validated rows; keep the model as `model_`."""
-        cls = registry.load(self._algorithm)
+        cls = _as_value_error(lambda: registry.load(self._algorithm))
         given = {name: getattr(self, attribute) for attribute, name in self._names.items()}
         given |= settings
         wanted = _as_value_error(lambda: hyperparameters.parse(cls.Hyperparameters, given, owner=self._algorithm))
@@ -123,7 +128,7 @@ class _Estimator(BaseEstimator):  # type: ignore[misc]
         return _as_value_error(lambda: self.model_.predict(features))
 
 
-@_parameters_of("kmeans", {"n_clusters": 8, "solver": "lloyd"})
+@_parameters_of("kmeans", KMeansHyperparameters, {"n_clusters": 8, "solver": "lloyd"})
 class KMeans(ClusterMixin, _Estimator):  # type: ignore[misc]
     """K-means; `solver="stream"` is the web-scale one of jobs.
 
@@ -162,7 +167,7 @@ class KMeans(ClusterMixin, _Estimator):  # type: ignore[misc]
         return -float((self._answer(X)["distance_to_cluster"].astype(np.float64) ** 2).sum())
 
 
-@_parameters_of("random_cut_forest", {"contamination": "auto"})
+@_parameters_of("random_cut_forest", RandomCutForestHyperparameters, {"contamination": "auto"})
 class RandomCutForest(OutlierMixin, _Estimator):  # type: ignore[misc]
     """Anomalies by a random cut forest.
 
@@ -282,7 +287,7 @@ class _Regressor(RegressorMixin, _Estimator):  # type: ignore[misc]
         return numbers
 
 
-@_parameters_of("linear_learner", {})
+@_parameters_of("linear_learner", LinearLearnerHyperparameters, {})
 class LinearLearnerClassifier(_Classifier):
     """Linear learner: two classes or more.
 
@@ -300,12 +305,12 @@ class LinearLearnerClassifier(_Classifier):
         return plain and self.loss in ("auto", "logistic", "softmax_loss")
 
 
-@_parameters_of("linear_learner", {})
+@_parameters_of("linear_learner", LinearLearnerHyperparameters, {})
 class LinearLearnerRegressor(_Regressor):
     """Linear learner: a number."""
 
 
-@_parameters_of("xgboost", {"n_estimators": 100, "objective": "auto"})
+@_parameters_of("xgboost", XGBoostHyperparameters, {"n_estimators": 100, "objective": "auto"})
 class XGBoostClassifier(_Classifier):
     """Gradient boosted trees: two classes or more; `objective` follows from their number."""
 
@@ -315,14 +320,14 @@ class XGBoostClassifier(_Classifier):
         return {"objective": "multi:softprob", "num_class": classes}
 
 
-@_parameters_of("xgboost", {"n_estimators": 100})
+@_parameters_of("xgboost", XGBoostHyperparameters, {"n_estimators": 100})
 class XGBoostRegressor(_Regressor):
     """Gradient boosted trees: a number."""
 
     _settings: ClassVar[Mapping[str, Any]] = {}
 
 
-@_parameters_of("factorization_machines", {})
+@_parameters_of("factorization_machines", FactorizationMachinesHyperparameters, {})
 class FactorizationMachinesClassifier(_Classifier):
     """Factorization machines: two classes."""
 
@@ -332,7 +337,7 @@ class FactorizationMachinesClassifier(_Classifier):
         return {"predictor_type": "binary_classifier"}
 
 
-@_parameters_of("factorization_machines", {})
+@_parameters_of("factorization_machines", FactorizationMachinesHyperparameters, {})
 class FactorizationMachinesRegressor(_Regressor):
     """Factorization machines: a number."""
 
