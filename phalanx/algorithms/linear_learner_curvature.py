@@ -22,7 +22,9 @@ from .kernels.blas import single_threaded_blas
 from .linear_learner_data import Piece
 from .linear_learner_objective import run
 
-MOST_COLUMNS = 1024  # whose eigenvectors are taken: it costs their cube
+# whose eigenvectors are taken: it costs their cube; and passes that end early, as they mostly do where there are many more,
+# then fit weak directions before strong ones, which answers new rows less well (Fashion-MNIST: log loss 0.51 against 0.45)
+MOST_COLUMNS = 256
 _FLAT = 1e-6  # of the mean eigenvalue: directions without curvature are taken to have at least this
 
 
