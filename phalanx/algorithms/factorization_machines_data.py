@@ -19,6 +19,7 @@ from .kernels import factorization as loops
 from .reading import first_not_finite, numbers, width_of
 
 READ_ROWS = 8192
+_WAITING = 1 << 20  # entries of rows whose columns are looked at together
 _LABELS = 1_000_000  # first rows that the labels' mean and deviation are taken from
 
 
@@ -112,15 +113,21 @@ class Reader:
         world = self._session.world
         known, largest = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         labels: list[Array] = []
-        seen = 0
+        waiting: list[tuple[Array, Array]] = []
+        seen = entries = 0
         for piece in pieces:
-            found, top = _largest([known, piece.indices], [largest, np.abs(piece.values)])
-            known, largest = found, top
+            waiting.append((piece.indices, np.abs(piece.values)))
+            entries += len(piece.indices)
+            if entries > len(known) + _WAITING:  # rarely: each time costs as much as there are columns
+                known, largest = _largest([(known, largest), *waiting])
+                waiting, entries = [], 0
             if seen < _LABELS:
                 labels.append(piece.label)
             seen += piece.batch
-        gathered = world.all_gather(known), world.all_gather(largest)
-        columns, scale = _largest(gathered[0], gathered[1])
+        known, largest = _largest([(known, largest), *waiting])
+        columns, scale = known, largest
+        if world.size > 1:
+            columns, scale = _largest(list(zip(world.all_gather(known), world.all_gather(largest), strict=True)))
         scale[scale == 0] = 1
         all_labels = world.all_gather(np.concatenate(labels) if labels else np.zeros(0))
         mean, deviation = _moments(all_labels[0] if shard.parts == 1 else np.concatenate(all_labels))
@@ -179,13 +186,15 @@ def copies(world: Collective, shard: Shard) -> int:
     return world.size if shard.parts == 1 else 1
 
 
-def _largest(columns: list[Array], sizes: list[Array]) -> tuple[Array, Array]:
+def _largest(entries: list[tuple[Array, Array]]) -> tuple[Array, Array]:
     """Return the distinct columns, ascending, and the largest of their sizes."""
-    every, size = np.concatenate(columns), np.concatenate(sizes)
-    found, place = np.unique(every, return_inverse=True)
-    top = np.zeros(len(found), dtype=np.float32)
-    np.maximum.at(top, place, size)
-    return found.astype(np.int64), top
+    every, size = (np.concatenate(column) for column in zip(*entries, strict=True))
+    if not len(every):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
+    order = np.argsort(every, kind="stable")
+    ordered = every[order]
+    starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
+    return ordered[starts].astype(np.int64), np.maximum.reduceat(size[order], starts).astype(np.float32)
 
 
 def _moments(label: Array) -> tuple[float, float]:

@@ -13,8 +13,8 @@ Auto = Literal["auto"]
 Init = Literal["normal", "uniform", "constant"]
 Named = Literal["adam", "sgd", "adagrad", "ftrl"]
 _RANGE = (1e-8, 512.0)  # that sweeps search
-_STEPS = 1000  # of solver=auto, about
-_EPOCHS = (8, 100)  # fewest and most of solver=auto
+_STEPS = ((10_000, 40), (1_000, 100))  # of solver=auto: steps to take, and most epochs for that
+_FEWEST_EPOCHS = 8  # of solver=auto
 _RATES = (0.02, 0.2)  # of solver=auto where steps are many, and where they are few
 _WAY = 10.0  # sum of solver=auto's first step size over all steps, at least, within _RATES
 _STRENGTH = (0.0, 1.0, 30.0)  # of solver=auto's prior on bias, linear weights and factors, over the rows
@@ -128,7 +128,8 @@ class FactorizationMachinesHyperparameters:
             return self.epochs
         if self.solver != "auto":
             return 1
-        return min(max(_STEPS * self.mini_batch_size // max(rows, 1), _EPOCHS[0]), _EPOCHS[1])
+        wanted = [min(steps * self.mini_batch_size // max(rows, 1), most) for steps, most in _STEPS]
+        return max(*wanted, _FEWEST_EPOCHS)
 
     def parts(self, rows: int) -> tuple[Part, Part, Part]:
         """Return how bias, linear weights and factors are learnt, `auto` resolved for a channel of `rows` rows."""
