@@ -80,7 +80,7 @@ def judged(series: Series, scores: Array) -> list[float]:
     start, inside = series.counted, np.any(series.windows, axis=0)
     auc = float(roc_auc_score(inside[start:], scores[start:])) if inside[start:].any() else np.nan
     apart = max(1, int(0.1 * len(scores) / len(series.windows)) // 2)
-    left, peaks = np.array(scores, dtype=np.float64), []
+    left, peaks = np.array(scores, dtype=np.float64), list[int]()
     left[:start] = -np.inf
     while len(peaks) < 5 and np.isfinite(left.max()):
         peaks.append(int(left.argmax()))
@@ -105,7 +105,7 @@ def phalanx_batch(values: Array, shingle: int, seed: int) -> Array:
 
 def krcf_stream(values: Array, shingle: int, seed: int) -> Array:
     """Score, then learn, row by row."""
-    import krcf  # type: ignore[import-not-found]
+    krcf: Any = importlib.import_module("krcf")
 
     options = {"dimensions": 1, "shingle_size": shingle, "num_trees": TREES, "sample_size": ROWS, "random_seed": seed,
                "output_after": 1}  # fmt: skip
@@ -126,7 +126,7 @@ def isolation_batch(values: Array, shingle: int, seed: int) -> Array:
 
 def rrcf_stream(values: Array, shingle: int, seed: int) -> Array:
     """Insert, score and forget row by row, as rrcf's documentation does."""
-    import rrcf  # type: ignore[import-not-found]
+    rrcf: Any = importlib.import_module("rrcf")
 
     np.random.seed(seed)  # what rrcf draws from
     trees, windows = [rrcf.RCTree() for _ in range(TREES)], windows_of(values, shingle)

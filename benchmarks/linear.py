@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import importlib
 import lzma
 import os
 import tempfile
@@ -144,7 +145,7 @@ def scikit(data: Data) -> Array:
 def liblinear(data: Data, threads: int) -> Array | None:
     """Train with liblinear where it is installed and the label has two classes."""
     try:
-        from liblinear import liblinearutil  # type: ignore[import-not-found]
+        liblinearutil: Any = importlib.import_module("liblinear.liblinearutil")
     except ImportError:
         return None
     if int(data.label.max()) > 1:
