@@ -100,6 +100,16 @@ class FactorizationMachinesHyperparameters:
     )
     factors_init_value: float | None = hyper(None, tunable=_RANGE, help="of a constant beginning; none: 0")
 
+    def objectives(self) -> dict[str, Literal["minimize", "maximize"]]:
+        """Return the metrics a sweep may judge by and which way is better."""
+        if self.predictor_type == "regressor":
+            return {"rmse": "minimize", "mse": "minimize", "absolute_loss": "minimize"}
+        return {
+            "binary_classification_cross_entropy": "minimize",
+            "binary_classification_accuracy": "maximize",
+            "binary_f_beta": "maximize",
+        }
+
     def check(self) -> None:
         """Raise `UserError` where values do not fit each other."""
         for part in ("bias", "linear", "factors"):

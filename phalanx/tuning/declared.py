@@ -61,12 +61,17 @@ def default_ranges(algorithm: str, given: Mapping[str, Any]) -> dict[str, Range]
     """
     described = describe(registry.hyperparameters_of(algorithm))
     taken = _canonical(described, given)
-    found = {h.name: _declared(h) for h in described if h.tunable is not None and h.name not in taken}
-    for name in list(found):
+    found: dict[str, Range] = {}
+    for h in sorted(described, key=lambda h: not h.required):  # the others need those that are required beside them
+        if h.tunable is None or h.name in taken:
+            continue
+        tried: dict[str, Range] = {**found, h.name: _declared(h)}
         try:
-            _check_range(algorithm, given, {name: found[name]}, dict(found), name)
+            _check_range(algorithm, given, tried, tried, h.name)
         except UserError:
-            del found[name]
+            if not h.required:
+                continue
+        found = tried
     if not found:
         raise UserError(f"{algorithm} declares no ranges that are left to search: give ranges")
     return found

@@ -14,6 +14,7 @@ from phalanx.tuning.table import best_of, counters, front_of, records
 from phalanx.tuning.trial import Trial, job_name
 
 REQUIRED: dict[str, dict[str, Any]] = {
+    "factorization_machines": {"predictor_type": "regressor", "num_factors": 4},
     "kmeans": {"k": 3},
     "linear_learner": {"predictor_type": "regressor"},
     "random_cut_forest": {},
