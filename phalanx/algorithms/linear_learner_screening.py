@@ -20,7 +20,7 @@ PASSES = 30  # over the sample at most
 LOOSER = 10.0  # than the last passes: it is only to tell candidates apart
 KEPT = 2  # candidates that go on
 _FEWEST_CANDIDATES = 8
-_SHARE = 16  # of the rows: one in so many
+_SHARE = 32  # of the rows: one in so many
 _FEWEST_ROWS, _MOST_ROWS = 4096, 65536
 
 

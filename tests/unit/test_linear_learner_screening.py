@@ -78,12 +78,12 @@ def test_the_best_of_many_is_as_good_as_without_screening(tmp_path: Path) -> Non
 def test_the_sample_is_spread_over_the_channel() -> None:
     found = screening(32, 10 * READ_ROWS)
     assert found is not None
-    assert found.every == 16
+    assert found.every == 20
     numbers = np.arange(READ_ROWS, dtype=np.float32)[:, None]
     whole = [Piece(numbers + batch * READ_ROWS, np.zeros(READ_ROWS), np.ones(READ_ROWS), 256, batch) for batch in range(10)]
     rows = np.concatenate([np.asarray(piece.features)[:, 0] for piece in found.of(whole)])
-    np.testing.assert_array_equal(rows // 256 % 16, 0)
-    assert len(rows) == 10 * READ_ROWS // 16
+    np.testing.assert_array_equal(rows // 256 % 20, 0)
+    assert len(rows) == 10 * READ_ROWS // 20
     halves = [
         Piece(np.asarray(p.features)[a:b], p.label[a:b], p.weight[a:b], 256, p.batch, a)
         for p in whole for a, b in [(0, 3072), (3072, READ_ROWS)]
