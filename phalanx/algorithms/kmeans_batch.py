@@ -21,12 +21,13 @@ import numpy as np
 from ..contracts import Array, Collective, Csr, Entry, Shard, State
 from ..parallel.collective import together
 from .fixed_point import grid
-from .kernels.lloyd import Init, Reduction
+from .kernels.lloyd import Init, Reduction, choose, random_stream
 from .kernels.nearest import Assigner, Centers, Known, Sums, dense_rows
 from .kernels.stream import Stream, first_of_equals, reduce_stream
 from .reading import NumericBatches, numbers
 
 _START_ROWS, _START_ROWS_EACH = 2048, 10  # of the sample that starts are tried on; for each centre
+_START_BYTES = 64 << 20  # that every rank holds of it; two rows a centre it has at least
 _START_ITERATIONS = 5
 _GROWTH = 4  # of the sample from stage to stage
 _SAMPLE_SHARE = 4  # the sample has at most a quarter of all rows
@@ -209,7 +210,8 @@ class BatchKMeans:
         if progress.done:
             return
         if progress.step == 0 or progress.active:
-            start_rows = min(max(_START_ROWS, _START_ROWS_EACH * plan.k), rows)
+            held = _START_BYTES // (4 * max(self._shard.columns or 1, 1))
+            start_rows = min(max(_START_ROWS, min(_START_ROWS_EACH * plan.k, held), 2 * plan.k), rows)
             sample = max(rows // _SAMPLE_SHARE, start_rows)
             yield from self._on_sample(sample, start_rows)
         largest = self._scan()
@@ -275,6 +277,13 @@ class BatchKMeans:
             heavy = np.ones(len(heavy))
         cost = points.size * plan.k * _START_ITERATIONS
         starts = plan.starts or int(min(max(_START_COST // cost, 1), _STARTS))
+        if starts == 1:
+            generator = random_stream(plan.seed, 0)
+            able = self._world.rank == 0 and np.count_nonzero(heavy) > plan.k
+            chosen = choose(points, heavy, plan.k, plan.init, generator) if able else np.zeros(0, np.int64)
+            chosen = self._world.broadcast(chosen)
+            if len(chosen):
+                return points[chosen]
         reduction = Reduction(plan.k, plan.init, _START_ITERATIONS, 0.0, plan.seed)
         stream = reduce_stream(self._world, self._assigner, Stream(points, heavy), reduction, starts)
         return stream.centers.astype(np.float32)

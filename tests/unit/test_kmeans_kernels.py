@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from phalanx.algorithms.fixed_point import grid, snap
 from phalanx.algorithms.kernels import kmeans as loops
+from phalanx.algorithms.kernels import lloyd
 from phalanx.algorithms.kernels.lloyd import Reduction, trial
-from phalanx.algorithms.kernels.nearest import Assigner, Centers
+from phalanx.algorithms.kernels.nearest import Assigner, Centers, Known, Sums
 from phalanx.contracts import Array
 from phalanx.testing.algorithm_checks import to_csr
 
@@ -81,6 +82,33 @@ def test_sums_by_centre_are_the_same_for_any_split() -> None:
     np.testing.assert_allclose(whole.rows.sum(axis=0), rows.sum(axis=0, dtype=np.float64), atol=1e-9 * largest.max())
 
 
+def test_bounds_never_change_a_label() -> None:
+    generator = np.random.default_rng(6)
+    rows = generator.normal(size=(3000, 20)).astype(np.float32) + 5
+    weights = generator.random(3000)
+    largest = np.abs(rows).max(axis=0)
+    anchors = grid(np.append(largest, 1.0), 3000)
+    values = rows[:40].copy()
+    known, drift, sums = Known.nothing(3000), None, Sums.zeros((40, 20))
+    with Assigner(2) as assigner:
+        for step in range(12):
+            centers = Centers(values)
+            deltas = [Sums.zeros((40, 20)) for _ in range(2)]
+            anchor = grid(centers.farthest(largest), 3000)
+            assigner.update(rows, weights, known, centers, drift, anchors, anchor, deltas)
+            sums.flat += deltas[0].flat + deltas[1].flat
+            labels, distances = assigner.assign(rows, centers)
+            np.testing.assert_array_equal(known.labels, labels)
+            np.testing.assert_array_equal(known.distances, distances)
+            others = np.sort(np.linalg.norm(rows[:, None] - values[None].astype(np.float64), axis=2), axis=1)[:, 1]
+            assert (known.lower <= others).all()
+            np.testing.assert_allclose(sums.counts, np.bincount(labels, weights, 40), rtol=1e-9)
+            moved = values + (generator.normal(size=values.shape) * 0.3**step).astype(np.float32)
+            drift = np.linalg.norm(moved.astype(np.float64) - values, axis=1) * (1 + 1e-9)
+            values = moved
+        assert (known.lower > np.sqrt(known.distances)).mean() > 0.9, "rows are left out when centres hardly move"
+
+
 def test_the_largest_magnitudes_and_what_is_not_finite() -> None:
     rows = np.random.default_rng(0).normal(size=(700, 9)).astype(np.float32)
     with Assigner(3) as assigner:
@@ -126,6 +154,17 @@ def test_plus_plus_spreads_and_survives_duplicates() -> None:
     chosen = np.empty(5, dtype=np.int64)
     loops.plus_plus(np.ones((4, 2), np.float32), np.ones(4), np.random.default_rng(0).random((5, 1)), chosen)
     assert set(chosen) <= set(range(4))
+
+
+def test_many_centres_are_chosen_slice_by_slice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lloyd, "_GREEDY_COST", 10**6)
+    points = np.random.default_rng(0).normal(size=(2000, 4)).astype(np.float32)
+    weights = np.r_[np.ones(1900), np.zeros(100)]
+    chosen = lloyd.choose(points, weights, 150, "kmeans++", np.random.default_rng(1))
+    assert len(chosen) == len(set(chosen.tolist())) == 150
+    assert chosen.max() < 1900
+    spread = Assigner(1).assign(points, Centers(points[chosen]))[1].mean()
+    assert spread < Assigner(1).assign(points, Centers(points[:150]))[1].mean()
 
 
 @pytest.mark.parametrize("init", ["random", "kmeans++"])

@@ -12,6 +12,7 @@ from . import kmeans as loops
 from .nearest import Assigner, Centers
 
 Init = Literal["random", "kmeans++"]
+_GREEDY_COST = 2 * 10**10  # multiplications that k-means++ may take: some seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +34,30 @@ def random_stream(seed: int, number: int) -> np.random.Generator:
 def choose(points: Array, weights: Array, k: int, init: Init, generator: np.random.Generator) -> Array:
     """Return the row numbers of k starting centres among weighted points; some repeat where distinct points run out."""
     if init == "kmeans++":
+        candidates = 2 + int(np.log(k))
+        cost = points.size * k * candidates
+        slices = min(-(-cost // _GREEDY_COST), max(k // 16, 1))
+        if slices > 1:
+            return _choose_by_slices(points, weights, k, slices, generator)
         chosen = np.empty(k, dtype=np.int64)
-        loops.plus_plus(points, weights, generator.random((k, 2 + int(np.log(k)))), chosen)
+        loops.plus_plus(points, weights, generator.random((k, candidates)), chosen)
         return chosen
     return generator.permutation(len(points))[np.arange(k) % len(points)]
+
+
+def _choose_by_slices(points: Array, weights: Array, k: int, slices: int, generator: np.random.Generator) -> Array:
+    """Choose k / slices rows by k-means++ in each of several random slices: the cost falls by their number."""
+    order = generator.permutation(len(points))
+    found = []
+    for number in range(slices):
+        part = order[len(order) * number // slices : len(order) * (number + 1) // slices]
+        wanted = k * (number + 1) // slices - k * number // slices
+        heavy = weights[part]
+        chosen = np.empty(wanted, dtype=np.int64)
+        heavy = heavy if heavy.any() else np.ones(len(part))
+        loops.plus_plus(points[part], heavy, generator.random((wanted, 2 + int(np.log(wanted)))), chosen)
+        found.append(part[chosen])
+    return np.concatenate(found)
 
 
 def trial(points: Array, weights: Array, reduction: Reduction, number: int) -> tuple[float, Array]:
