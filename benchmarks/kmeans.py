@@ -4,9 +4,9 @@
 
 `--data` takes a folder with fashion-mnist (idx files). Every side runs in a process of its own, whose peak memory counts, on
 rows in memory (float32); reading is not timed nor, in seconds by the clock, importing; the fastest run counts. For each peer
-Phalanx (solver=lloyd) makes as few passes over all rows as bring it to the peer's loss: scikit-learn's within 0.2 %, the others'
-outright. Loss is the mean squared distance of all rows to their nearest centre, computed by the same function for all. Peers:
-pip install faiss-cpu scikit-learn; a peer that is not installed is left out.
+Phalanx (solver=lloyd) makes as few passes over all rows as bring it to the peer's loss: scikit-learn's within 0.2 %, that of
+others outright. Loss is the mean squared distance of all rows to their nearest centre, computed by the same function for all.
+Peers: pip install faiss-cpu scikit-learn; a peer that is not installed is left out.
 """
 
 from __future__ import annotations
@@ -161,10 +161,7 @@ def compare(options: argparse.Namespace, k: int) -> list[list[object]]:
         wanted = peer["loss"] * most_loss
         # a pass reports the loss of the centres before it, so one less will do
         passes = next((number for number, value in enumerate(trace) if value <= wanted), len(trace))
-        settings = {
-            "local_lloyd_tol": 0.0,
-            "local_lloyd_max_iter": max(passes, 1),
-        }  # a pass's loss is that of the centres before it
+        settings = {"local_lloyd_tol": 0.0, "local_lloyd_max_iter": max(passes, 1)}
         own: dict[str, float] = best(options, "phalanx", k, settings, options.repeats)
         lines.append(
             [k, name, peer["seconds"], own["seconds"], own["seconds"] / peer["seconds"],
