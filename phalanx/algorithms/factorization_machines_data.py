@@ -46,6 +46,7 @@ class Survey:
     scale: Array  # (T,) float32; values are divided by it
     label_mean: float
     label_deviation: float
+    row_entries: float  # mean number of them
 
     def compact(self, piece: Piece) -> Piece:
         """Return rows with places for columns, scaled."""
@@ -114,10 +115,11 @@ class Reader:
         known, largest = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         labels: list[Array] = []
         waiting: list[tuple[Array, Array]] = []
-        seen = entries = 0
+        seen = entries = total = 0
         for piece in pieces:
             waiting.append((piece.indices, np.abs(piece.values)))
             entries += len(piece.indices)
+            total += len(piece.indices)
             if entries > len(known) + _WAITING:  # rarely: each time costs as much as there are columns
                 known, largest = _largest([(known, largest), *waiting])
                 waiting, entries = [], 0
@@ -134,7 +136,8 @@ class Reader:
         auto = self._wanted.solver == "auto"
         if self._wanted.classifies or not auto:
             mean, deviation = (mean if auto else 0.0), 1.0
-        return Survey(columns, scale if auto else np.ones_like(scale), mean, deviation)
+        every = int(world.all_reduce(np.array([total], dtype=np.int64))[0]) // copies(world, shard)
+        return Survey(columns, scale if auto else np.ones_like(scale), mean, deviation, every / max(shard.rows, 1))
 
     def _piece(self, name: str, batch: Batch, rows: int, where: Callable[[int], str]) -> Piece:
         features = numbers(batch.features, f"channel '{name}'")

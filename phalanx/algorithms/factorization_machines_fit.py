@@ -46,7 +46,8 @@ class Training:
             bias = float(np.log(share / (1 - share)))
         elif wanted.solver == "auto":
             bias = 0.0
-        self._tables = Tables(wanted, len(self._survey.columns), wanted.parts(train.rows), bias, session.seed)
+        parts = wanted.parts(train.rows, self._survey.row_entries)
+        self._tables = Tables(wanted, len(self._survey.columns), parts, bias, session.seed)
         self._validated = "validation" in session.channels and session.channels["validation"].rows > 0
         self._best: Array = np.zeros((0, 0), dtype=np.float32)
         self._best_loss, self._waited, self._step = float("inf"), 0, 0

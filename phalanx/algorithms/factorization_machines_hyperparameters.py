@@ -18,7 +18,8 @@ _FEWEST_EPOCHS = 8  # of solver=auto
 _RATES = (0.02, 0.2)  # of solver=auto where steps are many, and where they are few
 _WAY = 10.0  # sum of solver=auto's first step size over all steps, at least, within _RATES
 _STRENGTH = (0.0, 1.0, 30.0)  # of solver=auto's prior on bias, linear weights and factors, over the rows
-_SPREAD = (0.0, 0.0, 0.1)  # of solver=auto's first values
+_SPREAD = 0.1  # of solver=auto's first factors, at most
+_ENTRIES = 20.0  # in a row, from where on solver=auto's steps are shorter
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +63,22 @@ class FactorizationMachinesHyperparameters:
     use_bias: bool = hyper(True, help="learn a bias term")
     use_linear: bool = hyper(True, help="learn linear weights")
     bias_lr: float | Auto = hyper(
-        "auto", low=0, tunable=_RANGE, help="step size of the bias; auto: 0.1, solver=auto: 0.02 to 0.2"
+        "auto",
+        low=0,
+        tunable=_RANGE,
+        help="step size of the bias; auto: 0.1, solver=auto: 0.02 to 0.2, less for rows of more than 20 entries",
     )
     linear_lr: float | Auto = hyper(
-        "auto", low=0, tunable=_RANGE, help="step size of linear weights; auto: 0.001, solver=auto: 0.02 to 0.2"
+        "auto",
+        low=0,
+        tunable=_RANGE,
+        help="step size of linear weights; auto: 0.001, solver=auto: 0.02 to 0.2, less for rows of more than 20 entries",
     )
     factors_lr: float | Auto = hyper(
-        "auto", low=0, tunable=_RANGE, help="step size of factors; auto: 0.0001, solver=auto: 0.02 to 0.2"
+        "auto",
+        low=0,
+        tunable=_RANGE,
+        help="step size of factors; auto: 0.0001, solver=auto: 0.02 to 0.2, less for rows of more than 20 entries",
     )
     bias_wd: float | Auto = hyper("auto", low=0, tunable=_RANGE, help="L2 penalty of the bias; auto: 0.01, solver=auto: 0")
     linear_wd: float | Auto = hyper(
@@ -93,7 +103,10 @@ class FactorizationMachinesHyperparameters:
     linear_init_value: float | None = hyper(None, tunable=_RANGE, help="of a constant beginning; none: 0")
     factors_init_method: Init = hyper("normal", help="how factors begin; a constant keeps them all alike")
     factors_init_sigma: float | Auto = hyper(
-        "auto", low=0, tunable=_RANGE, help="standard deviation of a normal beginning; auto: 0.001, solver=auto: 0.1"
+        "auto",
+        low=0,
+        tunable=_RANGE,
+        help="standard deviation of a normal beginning; auto: 0.001, solver=auto: 0.1, less for long rows",
     )
     factors_init_scale: float | None = hyper(
         None, low=0, tunable=_RANGE, help="uniform begins in (-scale, scale); none: as sigma"
@@ -141,14 +154,16 @@ class FactorizationMachinesHyperparameters:
         wanted = [min(steps * self.mini_batch_size // max(rows, 1), most) for steps, most in _STEPS]
         return max(*wanted, _FEWEST_EPOCHS)
 
-    def parts(self, rows: int) -> tuple[Part, Part, Part]:
-        """Return how bias, linear weights and factors are learnt, `auto` resolved for a channel of `rows` rows."""
+    def parts(self, rows: int, entries: float) -> tuple[Part, Part, Part]:
+        """Return how bias, linear weights and factors are learnt, `auto` resolved for `rows` rows of `entries` numbers each."""
         auto = self.solver == "auto"
         decays = tuple(strength / max(rows, 1) for strength in _STRENGTH) if auto else (0.01, 0.001, 0.00001)
         steps = self.passes(rows) * -(-rows // self.mini_batch_size)
         first = min(max(_WAY / max(steps, 1), _RATES[0]), _RATES[1])
+        first *= min(1.0, _ENTRIES / max(entries, 1.0))  # a step moves all weights of a row at once
         rates = (first,) * 3 if auto else (0.1, 0.001, 0.0001)
-        spreads = _SPREAD if auto else (0.01, 0.01, 0.001)
+        even = (max(entries, 1.0) * (2 * self.num_factors) ** 0.5) ** -0.5  # first scores deviate by a half
+        spreads = (0.0, 0.0, min(_SPREAD, even)) if auto else (0.01, 0.01, 0.001)
         bias = Part(
             _or(self.bias_lr, rates[0]) if self.use_bias else 0.0,
             _or(self.bias_wd, decays[0]),

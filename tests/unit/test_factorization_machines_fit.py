@@ -71,7 +71,7 @@ def test_every_named_solver_lowers_the_loss(tmp_path: Path, solver: str) -> None
 
 def test_named_solvers_begin_as_the_managed_ones_do() -> None:
     wanted = made(solver="adam").hyperparameters
-    bias, linear, factors = wanted.parts(1000)
+    bias, linear, factors = wanted.parts(1000, 10.0)
     assert (bias.rate, linear.rate, factors.rate) == (0.1, 0.001, 0.0001)
     assert (bias.decay, linear.decay, factors.decay) == (0.01, 0.001, 0.00001)
     assert (bias.spread, linear.spread, factors.spread) == (0.01, 0.01, 0.001)
