@@ -80,7 +80,8 @@ def test_rows_sorted_by_cluster_are_clustered(tmp_path: Path) -> None:
 
 def test_blobs_that_come_first_are_not_forgotten(tmp_path: Path) -> None:
     rows = np.repeat(np.array([[0.0, 0], [50, 0], [0, 50]]), 2000, axis=0) + np.random.default_rng(0).normal(size=(6000, 2))
-    for given in ({}, {"extra_center_factor": 10}, {"extra_center_factor": 10, "polish_steps": 0}):
+    settings: list[dict[str, Any]] = [{}, {"extra_center_factor": 10}, {"extra_center_factor": 10, "polish_steps": 0}]
+    for given in settings:
         assert spread_of(train(tmp_path, rows, k=3, mini_batch_size=200, **given), rows) < 2.2
 
 
@@ -368,7 +369,7 @@ def test_predictions(tmp_path: Path) -> None:
     model = make(k=2)
     model.centers = np.array([[0, 0], [3, 4]], dtype=np.float32)
     answer = model.predict(np.array([[3, 4], [0, 1], [1.5, 2]], dtype=np.float32))
-    assert {name: (column.dtype, column.tolist()) for name, column in answer.items()} == {
+    assert {name: (column.dtype.type, column.tolist()) for name, column in answer.items()} == {
         "closest_cluster": (np.float32, [1, 0, 0]),
         "distance_to_cluster": (np.float32, [0, 1, 2.5]),
     }
