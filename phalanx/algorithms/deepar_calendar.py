@@ -44,8 +44,10 @@ class Frequency:
         """Return the times of `count` values from `start` on, (count,) datetime64 in minutes; months begin on the 1st."""
         steps = np.arange(count, dtype=np.int64) * self.multiple
         if self.unit == "M":
-            return (start.astype("datetime64[M]") + steps).astype("datetime64[m]")
-        return start.astype("datetime64[m]") + steps * _MINUTES[self.unit]
+            months: Array = np.asarray(start.astype("datetime64[M]") + steps)
+            return months.astype("datetime64[m]")
+        found: Array = np.asarray(start.astype("datetime64[m]") + steps * _MINUTES[self.unit])
+        return found
 
     def features(self, times: Array) -> Array:
         """Return the calendar's inputs for datetime64 times (T,), (T, F) float32, each from -0.5 to 0.5."""
