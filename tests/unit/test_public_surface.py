@@ -43,6 +43,7 @@ def test_algorithms() -> None:
     assert set(registry.ALGORITHMS) == {"factorization_machines", "kmeans", "linear_learner", "random_cut_forest", "xgboost"}
     assert [f.name for f in fields(registry.hyperparameters_of("kmeans"))] == [
         "k",
+        "solver",
         "feature_dim",
         "epochs",
         "extra_center_factor",
