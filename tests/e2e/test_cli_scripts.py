@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import os
 import signal
 import subprocess
@@ -97,7 +98,9 @@ def test_the_schema_knows_scripts(folder: Path) -> None:
     schema = json.loads(phalanx("run", "--schema", cwd=folder).stdout)
     assert schema["oneOf"] == [{"required": ["algorithm", "inputs"]}, {"required": ["script"]}]
     assert schema["properties"]["metric_definitions"]["items"]["required"] == ["name", "regex"]
-    assert "zero2" in schema["properties"]["strategy"]["enum"]
+    pattern = schema["properties"]["strategy"]["pattern"]
+    assert all(re.match(pattern, given) for given in ("zero2", "pipeline:stages=2,micro_batches=4"))
+    assert not re.match(pattern, "zero4")
 
 
 def test_sigterm_stops_a_scripts_job(tmp_path: Path) -> None:
