@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import final
 
+from .. import pulse
 from ..contracts import Collective
 from ..errors import PlatformError
 
@@ -70,9 +71,13 @@ class LocalSum:
             found = [struct.unpack_from("=fI", self._memory, self._place(rank)) for rank in range(self._size)]
             missing = [rank for rank, (_, number) in enumerate(found) if number != self._number % 2**32]
             if not missing:
+                if end:
+                    pulse.now.waited()
                 return float(sum(value for value, _ in found))
             now = time.monotonic()
-            end = end or now + _PATIENCE_S
+            if not end:
+                end = now + _PATIENCE_S
+                pulse.now.wait("sum of the loss")
             if now > end:
                 raise PlatformError(f"lost contact with rank {missing[0]}: it left no loss for {_PATIENCE_S:.0f} s")
             time.sleep(_POLL_S)

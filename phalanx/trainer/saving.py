@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any, final
@@ -17,7 +18,7 @@ class Saver:
 
     Args:
         given: what the job says of its checkpoints: url, job, every ("100", "60s", "auto"), keep (fields of `Retention`), and
-            what earlier attempts measured: running_s, interruptions.
+            when the job began (seconds since the epoch).
         world: the ranks.
         attempt: 0, then one more for every restart.
         send: takes an event to the supervisor.
@@ -29,10 +30,10 @@ class Saver:
         self._store = CheckpointStore(
             str(given["url"]), world=world, job_id=str(given["job"]), attempt=attempt, keep=Retention(**given["keep"])
         )
-        self._schedule = Schedule(
+        self.schedule = Schedule(
             parse_when(given["every"]),
-            running_s=float(given.get("running_s", 0.0)),
-            interruptions=int(given.get("interruptions", 0)),
+            running_s=max(0.0, time.time() - float(given["begun"])),
+            interruptions=attempt,
         )
         self._rank = world.rank
         self._send = send
@@ -45,7 +46,7 @@ class Saver:
         step = self._store.restore(parts)
         self._saved_step = step
         if step:
-            self._schedule.saved(step)
+            self.schedule.saved(step)
         passed = [asdict(found) for found in self._store.restored.passed_over]
         if self._rank == 0:
             self._send({"kind": "restored", "step": step, "passed_over": passed})
@@ -53,15 +54,15 @@ class Saver:
 
     def wants(self, step: int) -> bool:
         """Return whether this rank's clock wants a save after `step`; only rank 0's counts, and the others learn of it."""
-        return self._rank == 0 and self._schedule.needs_agreement and self._parts is not None and self._schedule.due(step)
+        return self._rank == 0 and self.schedule.needs_agreement and self._parts is not None and self.schedule.due(step)
 
     def step(self, step: int, metrics: Mapping[str, float], *, agreed: bool, stopping: bool) -> None:
         """Collective. Save after `step` if that is due, agreed, or the last chance; `stopping`: until it is committed."""
         if self._parts is None:
             return
-        by_count = not self._schedule.needs_agreement and self._schedule.due(step)
+        by_count = not self.schedule.needs_agreement and self.schedule.due(step)
         if (by_count or agreed or stopping) and step != self._saved_step:
-            self._schedule.saved(step)
+            self.schedule.saved(step)
             self._saved_step = step
             self._store.save(step, self._parts, metrics=metrics)
         self._tell()
@@ -80,7 +81,7 @@ class Saver:
     def _tell(self) -> None:
         """Pass on what saves cost."""
         for report in self._store.take_reports():
-            self._schedule.measured(report.stall_s, report.write_s)
+            self.schedule.measured(report.stall_s, report.write_s)
             if self._rank == 0:
                 self._send({"kind": "saved", **_plain(asdict(report))})
 
