@@ -251,7 +251,7 @@ def _checkpoints(job: TrainingJob, name: str, url: str) -> dict[str, Any] | None
     place = job.checkpoints or storage.join(url, "checkpoints")
     if storage.is_local(place):
         place = str(storage.local_path(place).absolute())  # a script runs in another folder
-    return {"url": place, "job": name, "every": str(job.checkpoint_every), "keep": dict(keep)}
+    return {"url": place, "job": name, "every": str(job.checkpoint_every), "keep": dict(keep), "begun": time.time()}
 
 
 def _spot(given: Spot | Mapping[str, Any] | None) -> Spot | None:
