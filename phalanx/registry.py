@@ -33,6 +33,12 @@ class Entry:
 
 
 _BUILT_IN = {
+    "blazingtext": Entry(
+        "phalanx.algorithms.blazingtext:BlazingText",
+        "word vectors, and classifying lines of text",
+        hyperparameters="phalanx.algorithms.blazingtext_hyperparameters:BlazingTextHyperparameters",
+        preload=("phalanx.algorithms.blazingtext_vectors", "phalanx.algorithms.kernels.blazingtext"),
+    ),
     "factorization_machines": Entry(
         "phalanx.algorithms.factorization_machines:FactorizationMachines",
         "linear weights and interactions of all pairs of features, for sparse rows",

@@ -1,0 +1,306 @@
+"""Training and use of classifiers: mode=supervised."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+
+from ..contracts import Array, Entry, Session, State
+from ..errors import UserError
+from ..parallel.collective import together
+from .blazingtext_corpus import Spill, count_channel, encoded, lines_of_step, train_channel
+from .blazingtext_exchange import combine
+from .blazingtext_hyperparameters import BlazingTextHyperparameters
+from .blazingtext_model import Model, started, stride_of
+from .blazingtext_vocabulary import LINE_END, merged
+from .kernels import labels as loops
+from .kernels.words import LINE_END as END
+from .kernels.words import bags
+
+_PIECE = 64  # lines that a thread takes at once
+_MOST_WEIGHED = 1000  # labels; more of them make a tree
+_EVALUATED_LINES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A binary tree of labels: label l turns by codes[starts[l]:starts[l + 1]] at those nodes. No nodes: no tree."""
+
+    nodes: Array  # int32
+    codes: Array  # int8
+    starts: Array  # (L + 1,) int64
+
+    def arrays(self) -> tuple[Array, Array, Array]:
+        """Return what kernels take."""
+        return self.nodes, self.codes, self.starts
+
+
+@dataclass(frozen=True, slots=True)
+class Bags:
+    """Lines as bags of rows; see `kernels.words.bags`."""
+
+    rows: Array
+    counts: Array
+    lines: Array  # (2 (N + 1),)
+    labels: Array
+
+    def __len__(self) -> int:
+        return len(self.lines) // 2 - 1
+
+    def arrays(self) -> tuple[Array, Array, Array, Array]:
+        """Return all."""
+        return self.rows, self.counts, self.lines, self.labels
+
+
+def has_tree(wanted: BlazingTextHyperparameters, labels: int) -> bool:
+    """Return whether the labels make a tree."""
+    return wanted.loss == "hierarchical" or (wanted.loss == "auto" and labels > _MOST_WEIGHED)
+
+
+def tree_of(wanted: BlazingTextHyperparameters, counts: Array) -> Tree:
+    """Return the Huffman tree of labels that occurred `counts` times, falling, as fastText builds it; or none."""
+    count = len(counts)
+    if not has_tree(wanted, count):
+        return Tree(np.empty(0, np.int32), np.empty(0, np.int8), np.zeros(count + 1, np.int64))
+    # two queues: leaves from the rarest label up, and the nodes in the order they are made; a leaf wins only where it is rarer
+    weights = [*np.asarray(counts).tolist(), *[10**15] * (count - 1)]
+    parents, turns = [-1] * (2 * count - 1), [False] * (2 * count - 1)
+    leaf, node = count - 1, count
+    for made in range(count, 2 * count - 1):
+        least = []
+        for _ in range(2):
+            if leaf >= 0 and weights[leaf] < weights[node]:
+                least.append(leaf)
+                leaf -= 1
+            else:
+                least.append(node)
+                node += 1
+        weights[made] = weights[least[0]] + weights[least[1]]
+        parents[least[0]] = parents[least[1]] = made
+        turns[least[1]] = True
+    nodes: list[int] = []
+    codes: list[bool] = []
+    starts = [0]
+    for label in range(count):
+        at = label
+        while parents[at] != -1:
+            nodes.append(parents[at] - count)
+            codes.append(turns[at])
+            at = parents[at]
+        starts.append(len(nodes))
+    return Tree(np.array(nodes, np.int32), np.array(codes, np.int8), np.array(starts, np.int64))
+
+
+@final
+class Classifier:
+    """A model, ready to weigh labels of lines."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self._tree = tree_of(model.hyperparameters, model.vocabulary.label_counts)
+        self._rows_of_buckets = model.rows_of_buckets()
+
+    def probabilities(self, data: Array) -> Array:
+        """Return the probability of every label for lines (bytes,), (N, L) float32; zero for a line without words."""
+        return self.weigh(self.bags(data))
+
+    def bags(self, data: Array) -> Bags:
+        """Return lines as bags."""
+        rows, entries, hashes = self.model.vocabulary.rows(data)
+        return bagged(self.model, entries, rows, hashes, self._rows_of_buckets)
+
+    def weigh(self, lines: Bags) -> Array:
+        """Return the probability of every label for bags, (N, L) float32."""
+        out = np.zeros((len(lines), len(self.model.vocabulary.labels)), np.float32)
+        rows, counts, ends, _ = lines.arrays()
+        loops.probabilities(rows, counts, ends, self.model.inputs, self.model.outputs, *self._tree.arrays(), out)
+        return out
+
+
+def bagged(model: Model, entries: Array, rows: Array, hashes: Array, rows_of_buckets: Array) -> Bags:
+    """Return lines of tokens as bags."""
+    wanted, words = model.hyperparameters, model.vocabulary.words
+    end_row = words.index(LINE_END) if LINE_END in words else -1
+    count = int(np.count_nonzero(entries == END))
+    out = np.empty((len(entries) + 1) * wanted.word_ngrams, np.int32)
+    counts, ends, labels = np.empty(len(out), np.int32), np.empty(2 * count + 2, np.int64), np.empty(len(entries), np.int32)
+    bags(
+        entries,
+        rows,
+        hashes,
+        len(words),
+        wanted.word_ngrams,
+        wanted.buckets,
+        end_row,
+        rows_of_buckets,
+        out,
+        counts,
+        ends,
+        labels,
+    )
+    used, named = int(ends[-2]), int(ends[-1])
+    return Bags(out[:used].copy(), counts[:used].copy(), ends, labels[:named].copy())
+
+
+@final
+class LabelTraining:
+    """Collective. Reads the channel, counts words, and is ready to learn step by step.
+
+    Args:
+        session: what fit was given.
+        wanted: the hyperparameters.
+
+    Attributes:
+        model: that learns.
+        steps: of the whole job, unless it stops early.
+        done: whether it has stopped early.
+    """
+
+    def __init__(self, session: Session, wanted: BlazingTextHyperparameters) -> None:
+        self._session, self._wanted = session, wanted
+        train = train_channel(session)
+        if wanted.early_stopping and "validation" not in session.channels:
+            raise UserError("early_stopping=true needs a channel 'validation' to see whether the accuracy still rises")
+        self._lines, self._rows = lines_of_step(train, wanted.lines_per_step), train.rows
+        self._per_epoch = -(-train.rows // self._lines)
+        self.steps = self._per_epoch * wanted.epochs
+        self.done = False
+        self._best, self._best_epoch = -1.0, -1
+        self._best_model: tuple[Array, Array] | None = None
+        table, spill = count_channel(session, "train", train, self._lines, shuffle=True)
+        try:
+            vocabulary, numbers = merged(session.world, table, wanted.min_count, classifies=True, lines=train.rows)
+            hashes = np.append(table.hashes, np.uint32(0))
+            self.model = Model(wanted, vocabulary, np.empty(0, np.int32), np.empty(0), np.empty(0))
+            self._spill = self._bagged(spill, numbers, hashes)
+        finally:
+            spill.close()
+        self._tree = tree_of(wanted, vocabulary.label_counts)
+        self._validation: list[Bags] | None = None
+
+    def learn(self, step: int) -> tuple[dict[str, float], int]:
+        """Collective. Do step `step`, counted from 0; return its metrics and lines."""
+        epoch, at = divmod(step, self._per_epoch)
+        model, world = self.model, self._session.world
+        order = np.random.Generator(np.random.Philox(key=[self._session.seed & (2**64 - 1), epoch]))
+        number = int(order.permutation(self._per_epoch)[at])
+        lines = Bags(*self._spill[number])
+        before = [matrix.copy() if world.size > 1 else matrix for matrix in (model.inputs, model.outputs)]
+        mine = np.random.Generator(np.random.Philox(key=[self._session.seed & (2**64 - 1), step * world.size + world.rank]))
+        permuted = mine.permutation(len(lines))
+        parts = [permuted[start : start + _PIECE] for start in range(0, len(lines), _PIECE)]
+        done = np.minimum(np.arange(len(parts) + 1) * _PIECE / max(len(lines), 1), 1)
+        rates = self._wanted.learning_rate * (1 - (step + done) / self.steps)
+
+        def learn(part: Array, first: float, last: float) -> Array:
+            found: Array = loops.classify(*lines.arrays(), part, model.inputs, model.outputs, first, last, *self._tree.arrays())
+            return found
+
+        with ThreadPoolExecutor(self._session.threads) as threads:
+            found = np.sum(list(threads.map(learn, parts, rates[:-1], rates[1:])) or [np.zeros(2)], axis=0)
+        if world.size > 1:
+            combine(world, model.inputs, before[0])
+            combine(world, model.outputs, before[1])
+            found = world.all_reduce(found)
+        metrics = {"train:loss": float(found[0] / found[1])} if found[1] else {}
+        if at == self._per_epoch - 1:
+            metrics |= self._end_epoch(epoch)
+        return metrics, min(self._lines, self._rows - number * self._lines)
+
+    def state_dict(self) -> State:
+        """Return what early stopping has seen."""
+        best = self._best_model or (np.empty((0, 0), np.float32),) * 2
+        return {
+            "done": Entry(self.done),
+            "best": Entry(self._best),
+            "best_epoch": Entry(self._best_epoch),
+            "best_inputs": Entry(best[0]),
+            "best_outputs": Entry(best[1]),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Put it back."""
+        self.done, self._best = bool(state["done"].value), float(state["best"].value)
+        self._best_epoch = int(state["best_epoch"].value)
+        best = [np.array(state[name].value, np.float32) for name in ("best_inputs", "best_outputs")]
+        self._best_model = (best[0], best[1]) if len(best[0]) else None
+
+    def finished(self) -> Model:
+        """Return the model; the best epoch's where training may stop early."""
+        if self._best_model is None:
+            return self.model
+        return replace(self.model, inputs=self._best_model[0], outputs=self._best_model[1])
+
+    def close(self) -> None:
+        """Give the files back."""
+        self._spill.close()
+
+    def _bagged(self, entries: Spill, numbers: Array, hashes: Array) -> Spill:
+        """Collective. Find the n-grams that occur, begin the model, and keep every step's bags."""
+        wanted, model, world = self._wanted, self.model, self._session.world
+        words = len(model.vocabulary)
+        if wanted.word_ngrams > 1:
+            marks = np.full(wanted.buckets, -1, np.int32)
+            for step in range(len(entries)):
+                tokens = entries[step][0]
+                ends, nothing = np.empty(2 * int((tokens == END).sum()) + 2, np.int64), np.empty(0, np.int32)
+                bags(
+                    tokens, numbers[tokens], hashes[tokens], words, wanted.word_ngrams, wanted.buckets, -1, marks, nothing,
+                    nothing, ends, nothing,
+                )  # fmt: skip
+            own = np.flatnonzero(marks >= 0).astype(np.int32)
+            model.buckets = own if world.size == 1 else np.unique(np.concatenate(world.all_gather(own)))
+        model.inputs = started(words + len(model.buckets), wanted.vector_dim, self._session.seed)
+        outputs = len(model.vocabulary.labels)
+        model.outputs = np.zeros((outputs, stride_of(wanted.vector_dim)), np.float32)
+        rows_of_buckets, kept = model.rows_of_buckets(), Spill()
+        for step in range(len(entries)):
+            tokens = entries[step][0]
+            kept.append(bagged(model, tokens, numbers[tokens], hashes[tokens], rows_of_buckets).arrays())
+        return kept
+
+    def _end_epoch(self, epoch: int) -> Mapping[str, float]:
+        """Collective. Measure accuracy, and see whether to stop."""
+        if "validation" not in self._session.channels:
+            return {}
+        accuracy = self._accuracy()
+        wanted = self._wanted
+        if wanted.early_stopping:
+            if accuracy > self._best:
+                self._best, self._best_epoch = accuracy, epoch
+                self._best_model = (self.model.inputs.copy(), self.model.outputs.copy())
+            self.done = epoch + 1 >= wanted.min_epochs and epoch - self._best_epoch >= wanted.patience
+        return {"validation:accuracy": accuracy}
+
+    def _accuracy(self) -> float:
+        """Collective. Return the share of lines whose likeliest label is one of theirs."""
+        classifier = Classifier(self.model)
+        world, shard = self._session.world, self._session.channels["validation"]
+
+        def measure() -> Array:
+            if self._validation is None:
+                self._validation = [classifier.bags(data) for data in encoded("validation", shard, _EVALUATED_LINES)]
+            found = np.zeros(2)
+            for lines in self._validation:
+                best = classifier.weigh(lines).argmax(axis=1)
+                starts, ends = lines.lines[1:-2:2], lines.lines[3::2]
+                for line in np.flatnonzero(ends > starts):
+                    found += (best[line] in lines.labels[starts[line] : ends[line]], 1)
+            return found
+
+        found = together(world, "reading channel 'validation'", measure)
+        if shard.parts > 1:
+            found = world.all_reduce(found)
+        if not found[1]:
+            raise UserError("channel 'validation' has no line with a label that channel 'train' has")
+        return float(found[0] / found[1])
+
+
+def likeliest(probabilities: Array, k: int) -> tuple[Array, Array]:
+    """Return the numbers of the k likeliest labels of every line, likeliest first, and their probabilities; (N, k) each."""
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(probabilities, order, axis=1)
