@@ -17,6 +17,7 @@ from .blazingtext_vocabulary import Vocabulary, merged
 from .kernels.blazingtext import hidden_kernel, windows_kernel
 
 _PIECE = 1 << 14  # tokens that a thread takes at once
+_BOOST, _BOOST_SHARED = 1.0, 0.5  # / epochs: what outputs, which start at zero, learn faster; one pass is too short for them else
 _POWER = 0.75  # of the counts, for negatives; Mikolov et al., 2013
 
 
@@ -88,8 +89,10 @@ class VectorTraining:
             cbow = wanted.mode == "cbow"
             return lambda tokens, first, last, seed: hidden(tokens, *shared, cbow, first, last, seed, indptr, rows)
         windows = windows_kernel(stride)
-        batch = wanted.batch_size if wanted.mode == "batch_skipgram" else 1
-        return lambda tokens, first, last, seed: windows(tokens, *shared, batch, first, last, seed)
+        together = wanted.mode == "batch_skipgram"
+        batch, boost = (wanted.batch_size, _BOOST_SHARED) if together else (1, _BOOST)
+        faster = np.float32(1 + boost / wanted.epochs)
+        return lambda tokens, first, last, seed: windows(tokens, *shared, batch, faster, first, last, seed)
 
 
 def _begun(vocabulary: Vocabulary, wanted: BlazingTextHyperparameters, seed: int) -> Model:

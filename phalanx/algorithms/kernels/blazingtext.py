@@ -27,7 +27,7 @@ _SIGMOID = (1 / (1 + np.exp(-(np.arange(_SIGMOID_SIZE + 1) * 2 * _SIGMOID_MAX / 
     np.float32
 )
 _LOSS_EVERY = 64  # windows: the loss is a sample's
-_TRAIN = "f8[::1](i4[::1], f4[:, ::1], f4[:, ::1], u4[::1], u4[:, ::1], i8, i8, i8, f8, f8, u8)"
+_TRAIN = "f8[::1](i4[::1], f4[:, ::1], f4[:, ::1], u4[::1], u4[:, ::1], i8, i8, i8, f4, f8, f8, u8)"
 _HIDDEN = "f8[::1](i4[::1], f4[:, ::1], f4[:, ::1], u4[::1], u4[:, ::1], i8, i8, b1, f8, f8, u8, i8[::1], i4[::1])"
 
 
@@ -209,15 +209,15 @@ def _gather(outputs, targets, low, w):
     w[GROUP * size :] = np.float32(0)
 
 
-@njit("void(f4[:, ::1], i8[::1], i8, f4[::1])", nogil=True, cache=True)
-def _scatter(outputs, targets, low, w):
-    """Add the sums in `w` to their outputs."""
+@njit("void(f4[:, ::1], i8[::1], i8, f4[::1], f4)", nogil=True, cache=True)
+def _scatter(outputs, targets, low, w, scale):
+    """Add the sums in `w`, times `scale`, to their outputs."""
     size = outputs.shape[1]
     used = min(GROUP, targets.shape[0] - low)
     for k in range(used):
         row, change = outputs[targets[low + k]], w[(k + GROUP) * size : (k + GROUP + 1) * size]
         for d in range(size):
-            row[d] += change[d]
+            row[d] += scale * change[d]
 
 
 @njit("f8(i8[::1], i8, f4[::1], f4, b1)", nogil=True, cache=True)
@@ -241,13 +241,13 @@ def windows_kernel(S: int) -> Any:
     """Return the loop of skip-gram for rows of `S` floats: a word's contexts predict it, in batches that share negatives.
 
     It takes tokens (T,), inputs (V, S), outputs (V, S), chances to keep a word times 2^32 (V,), the alias table (V, 2), window,
-    negatives, contexts of a batch, the first and the last learning rate, a seed; and returns the sum of measured losses, their
+    negatives, contexts of a batch, how much faster outputs learn than inputs, the first and the last learning rate, a seed; and returns the sum of measured losses, their
     number, and the words kept.
     """
     dots1, dots2, update1, update2 = products(S)
 
     @njit(_TRAIN, nogil=True, cache=True, fastmath=True)
-    def windows(tokens, inputs, outputs, keep, alias, window, negatives, batch, first_rate, last_rate, seed):
+    def windows(tokens, inputs, outputs, keep, alias, window, negatives, batch, faster, first_rate, last_rate, seed):
         kept = np.empty(SENTENCE, np.int32)
         targets = np.zeros(negatives + 1, np.int64)
         ahead = np.zeros(negatives + 1, np.int64)
@@ -307,7 +307,7 @@ def windows_kernel(S: int) -> Any:
                                 found[0] += _errors(targets, low, g, rate, measured)
                                 update1(a, w, g)
                                 c += 1
-                        _scatter(outputs, targets, low, w)
+                        _scatter(outputs, targets, low, w, faster)
         return found
 
     return windows
@@ -378,7 +378,7 @@ def hidden_kernel(S: int) -> Any:
                         dots1(h, w, g)
                         found[0] += _errors(targets, low, g, rate, measured)
                         update1(h, w, g)
-                        _scatter(outputs, targets, low, w)
+                        _scatter(outputs, targets, low, w, np.float32(1))
                 for d in range(S):
                     h[d] -= before[d]
                 for j in range(low_j if cbow else i, high_j if cbow else i + 1):

@@ -1,0 +1,257 @@
+"""BlazingText side by side with fastText and gensim: words a second from a file to vectors, quality, memory; and classification.
+
+    python benchmarks/text.py --data DIR --part batch_skipgram
+
+`DIR` holds `wiki/wiki17m.txt.xz` (one paragraph a line, lower-case words; extracted Wikipedia text of the repository
+jason-feng/wikiVisual), `wordsim/wordsim353.tsv` and `wordsim/questions-words.txt` (among gensim's test data), and
+`20news/train.txt.xz`, `20news/test.txt.xz` (20 newsgroups by date, a line a document: `__label__X words`). Every side learns in a
+process of its own with the same settings (dimension 100, window 5, 5 negatives, 1e-4, rate 0.05, words that occur 5 times); seconds
+are those from the open file to the vectors, reading and vocabulary included, libraries loaded and kernels compiled before. The
+fastest of the rounds counts, quality is their mean. fastText (`pip install fasttext-wheel`) and gensim run where they are installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import lzma
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common import machine, table, versions
+from phalanx.contracts import Array
+
+SIDES = {
+    "batch_skipgram": ("phalanx", "fasttext", "gensim"),
+    "skipgram": ("phalanx", "fasttext", "gensim"),
+    "cbow": ("phalanx", "fasttext", "gensim"),
+    "supervised": ("phalanx", "fasttext"),
+}
+HEADERS = ["part", "epochs", "side", "s", "1000 words/s", "WS-353", "analogies", "peak MiB"]
+LABEL_HEADERS = ["part", "side", "s", "examples/s", "P@1", "peak MiB"]
+DIMENSION, WINDOW, NEGATIVES, THRESHOLD, MIN_COUNT, RATE = 100, 5, 5, 1e-4, 5, 0.05
+
+
+def ours(folder: Path, mode: str, options: argparse.Namespace) -> tuple[float, Any]:
+    """Train Phalanx; return seconds and the model."""
+    from phalanx import hyperparameters
+    from phalanx.algorithms.blazingtext import BlazingText
+    from phalanx.algorithms.kernels import blazingtext, labels
+    from phalanx.data.channel import Channel
+    from phalanx.data.shard import open_shard
+    from phalanx.parallel.threads import run_threads
+    from phalanx.testing.sessions import MemorySession
+
+    blazingtext.warm_up()
+    labels.__name__  # noqa: B018  # compiled when it is loaded
+    given: dict[str, Any] = {"mode": mode, "epochs": options.epochs, **settings(mode)}
+    given |= dict(pair.split("=", 1) for pair in options.set)
+    wanted = hyperparameters.parse(BlazingText.Hyperparameters, given, owner="blazingtext")
+    begun = time.perf_counter()
+
+    def rank(world: Any) -> Any:
+        shard = open_shard(
+            "train", Channel(str(folder / "train.txt"), content_type="text/plain"), rank=world.rank, size=world.size, seed=options.seed,
+            gather=world.all_gather, scratch=folder / "scratch", columns=None, index_base=1, threads=1,
+        )  # fmt: skip
+        model = BlazingText(wanted)
+        threads = max(options.threads // world.size, 1)
+        model.fit(MemorySession({"train": shard}, folder, world=world, seed=options.seed, threads=threads))
+        shard.close()
+        return model
+
+    model = run_threads(options.workers, rank)[0]
+    return time.perf_counter() - begun, model
+
+
+def settings(mode: str) -> dict[str, Any]:
+    """Return what both kinds of mode are given."""
+    if mode == "supervised":
+        return {"learning_rate": 1.0, "word_ngrams": 1, "min_count": 1, "vector_dim": DIMENSION}
+    return {"learning_rate": RATE, "min_count": MIN_COUNT, "vector_dim": DIMENSION, "sampling_threshold": THRESHOLD}
+
+
+def one_side(options: argparse.Namespace) -> dict[str, float]:
+    """Run one side in this process."""
+    folder, mode, side = Path(options.folder), options.part, options.side
+    text = str(folder / "train.txt")
+    if mode == "supervised":
+        found = classified(folder, side, text, options)
+    else:
+        found = vectors(folder, side, text, mode, options)
+    return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+
+
+def vectors(folder: Path, side: str, text: str, mode: str, options: argparse.Namespace) -> dict[str, float]:
+    """Learn word vectors; return seconds, words and quality."""
+    sg = "cbow" if mode == "cbow" else "skipgram"
+    if side == "phalanx":
+        seconds, model = ours(folder, mode, options)
+        inner = model._model
+        names = [word.decode() for word in inner.vocabulary.words]
+        rows, words = inner.vectors(), int(inner.vocabulary.counts.sum())
+    elif side == "fasttext":
+        import fasttext
+
+        begun = time.perf_counter()
+        trained = fasttext.train_unsupervised(
+            text, model=sg, dim=DIMENSION, ws=WINDOW, neg=NEGATIVES, t=THRESHOLD, minCount=MIN_COUNT, lr=RATE, epoch=options.epochs,
+            maxn=0, thread=options.threads, verbose=0,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begun
+        names, counts = trained.get_words(include_freq=True)
+        rows = np.array(trained.get_input_matrix())[: len(names)]
+        words = int(sum(counts))
+    else:
+        from gensim.models import Word2Vec
+
+        begun = time.perf_counter()
+        model = Word2Vec(
+            corpus_file=text, vector_size=DIMENSION, window=WINDOW, negative=NEGATIVES, sample=THRESHOLD, min_count=MIN_COUNT, alpha=RATE,
+            sg=int(sg == "skipgram"), epochs=options.epochs, workers=options.threads, seed=options.seed + 1,
+        )  # fmt: skip
+        seconds = time.perf_counter() - begun
+        names, rows = model.wv.index_to_key, model.wv.vectors
+        words = int(sum(model.wv.get_vecattr(name, "count") for name in names))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    quality = {"rho": similarity(names, rows, Path(options.data)), "analogies": analogies(names, rows, Path(options.data))}
+    return {"s": seconds, "words": words * options.epochs, "peak_learning": peak, **quality}
+
+
+def classified(folder: Path, side: str, text: str, options: argparse.Namespace) -> dict[str, float]:
+    """Learn to classify; return seconds, examples and the share of right answers."""
+    with (folder / "train.txt").open(encoding="utf-8") as file:
+        count = sum(1 for _ in file)
+    with (folder / "test.txt").open(encoding="utf-8") as file:
+        test = [line.strip().partition(" ") for line in file]
+    truth, texts = [line[0] for line in test], [line[2] for line in test]
+    if side == "phalanx":
+        seconds, model = ours(folder, "supervised", options)
+        answers = model.classify(texts)["label"][:, 0].tolist()
+    else:
+        import fasttext
+
+        begun = time.perf_counter()
+        trained = fasttext.train_supervised(
+            text, lr=1.0, epoch=options.epochs, wordNgrams=1, dim=DIMENSION, minCount=1, thread=options.threads, verbose=0
+        )
+        seconds = time.perf_counter() - begun
+        answers = [labels[0] for labels in trained.predict(texts)[0]]
+    right = sum(a == b for a, b in zip(answers, truth, strict=True)) / len(truth)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"s": seconds, "examples": count * options.epochs, "right": right, "peak_learning": peak}
+
+
+def similarity(names: Sequence[str], rows: Array, data: Path) -> float:
+    """Return the rank correlation with WS-353."""
+    from scipy.stats import spearmanr
+
+    at = {name: number for number, name in enumerate(names)}
+    directions = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    with (data / "wordsim" / "wordsim353.tsv").open(encoding="utf-8") as file:
+        pairs = [line.lower().split("\t") for line in file if not line.startswith("#")]
+    known = [(at[a], at[b], float(c)) for a, b, c in pairs if a in at and b in at]
+    return float(spearmanr([float(directions[a] @ directions[b]) for a, b, _ in known], [c for *_, c in known])[0])
+
+
+def analogies(names: Sequence[str], rows: Array, data: Path, most: int = 30000) -> float:
+    """Return the share of the analogies among the `most` commonest words that come out right."""
+    at = {name: number for number, name in enumerate(names[:most])}
+    directions = rows[:most] / np.maximum(np.linalg.norm(rows[:most], axis=1, keepdims=True), 1e-12)
+    with (data / "wordsim" / "questions-words.txt").open(encoding="utf-8") as file:
+        asked = [line.lower().split() for line in file if not line.startswith(":")]
+    asked = [words for words in asked if len(words) == 4 and all(word in at for word in words)]
+    if not asked:
+        return float("nan")
+    numbers = np.array([[at[word] for word in words] for words in asked])
+    right = 0
+    for start in range(0, len(numbers), 500):
+        a, b, c, d = numbers[start : start + 500].T
+        cosines = (directions[b] - directions[a] + directions[c]) @ directions.T
+        for column in (a, b, c):
+            cosines[np.arange(len(a)), column] = -9
+        right += int((cosines.argmax(axis=1) == d).sum())
+    return right / len(numbers)
+
+
+def prepared(data: Path, part: str, folder: Path, share: float) -> None:
+    """Unpack what a part needs into `folder`."""
+    sources = {"train": "wiki/wiki17m.txt.xz"}
+    if part == "supervised":
+        sources = {"train": "20news/train.txt.xz", "test": "20news/test.txt.xz"}
+    for name, source in sources.items():
+        with lzma.open(data / source, "rb") as file:
+            text = file.read()
+        if share < 1:
+            text = text[: text.rindex(b"\n", 0, int(len(text) * share)) + 1]
+        (folder / f"{name}.txt").write_bytes(text)
+    (folder / "scratch").mkdir()
+
+
+def installed(side: str) -> bool:
+    """Return whether a side can run."""
+    return subprocess.run([sys.executable, "-c", f"import {side}"], capture_output=True, check=False).returncode == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--part", choices=list(SIDES), default="batch_skipgram")
+    parser.add_argument("--epochs", type=int, default=0, help="1 for vectors and 5 for supervised unless given")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=1, help="of Phalanx; they share the threads")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--share", type=float, default=1.0, help="of the text")
+    parser.add_argument("--sides", nargs="*", default=None)
+    parser.add_argument("--set", nargs="*", default=[], help="hyperparameters of Phalanx, as name=value")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--side", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    options.epochs = options.epochs or (5 if options.part == "supervised" else 1)
+    if options.side:
+        print(json.dumps(one_side(options)))
+        return
+    print(f"{machine()}; {versions('phalanx-train', 'numpy', 'numba')}; {options.threads} threads", flush=True)
+    with tempfile.TemporaryDirectory() as name:
+        prepared(Path(options.data), options.part, Path(name), options.share)
+        rows = [
+            row for side in options.sides or SIDES[options.part] if installed(side) for row in [measured(side, name, options)]
+        ]
+    print(table(LABEL_HEADERS if options.part == "supervised" else HEADERS, rows))
+
+
+def measured(side: str, folder: str, options: argparse.Namespace) -> list[object]:
+    """Run a side as often as asked, each time in a process of its own; return its row of the table."""
+    found: list[dict[str, float]] = []
+    for number in range(options.rounds):
+        command = [sys.executable, __file__, "--side", side, "--folder", folder, "--data", options.data, "--part", options.part]
+        for name in ("epochs", "threads", "workers"):
+            command += [f"--{name}", str(getattr(options, name))]
+        ended = subprocess.run(
+            [*command, "--seed", str(options.seed + number), "--set", *options.set],
+            stdout=subprocess.PIPE,
+            check=True,
+            text=True,
+        )
+        found.append(json.loads(ended.stdout.splitlines()[-1]))
+    best = min(found, key=lambda one: one["s"])
+    peak = max(one["peak_learning"] for one in found)
+    named = f"{side}, {options.workers} workers" if side == "phalanx" and options.workers > 1 else side
+    if options.part == "supervised":
+        right = float(np.mean([one["right"] for one in found]))
+        return [options.part, named, best["s"], int(best["examples"] / best["s"]), right, int(peak)]
+    rho, analogy = (float(np.mean([one[name] for one in found])) for name in ("rho", "analogies"))
+    return [options.part, options.epochs, named, best["s"], int(best["words"] / best["s"] / 1000), rho, analogy, int(peak)]
+
+
+if __name__ == "__main__":
+    main()

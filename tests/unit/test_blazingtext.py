@@ -1,0 +1,220 @@
+"""BlazingText beyond the conformance suite: files of others, requests, early stopping, records, errors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from phalanx import hyperparameters
+from phalanx.algorithms.blazingtext import BlazingText
+from phalanx.contracts import Records
+from phalanx.data.memory import array_shard
+from phalanx.errors import UserError
+from phalanx.testing.sessions import MemorySession
+
+TOPICS = {"sea": ["ship", "wave", "hafen", "küste", "tide"], "farm": ["cow", "barn", "field", "plough", "wheat"]}
+
+
+def lines(count: int, *, labelled: bool = False) -> list[str]:
+    generator = np.random.default_rng(0)
+    found = []
+    for _ in range(count):
+        topic = str(generator.choice(list(TOPICS)))
+        words = generator.choice([*TOPICS[topic], "the"], 12).tolist()
+        found.append(" ".join([f"__label__{topic}", *words] if labelled else words))
+    return found
+
+
+def trained(folder: Path, text: list[Any], mode: str, validation: list[Any] | None = None, **given: Any) -> BlazingText:
+    settings = {"vector_dim": 10, "epochs": 3, "min_count": 1, "buckets": 300, "learning_rate": 0.2, "sampling_threshold": 1e-3}
+    model = BlazingText(
+        hyperparameters.parse(BlazingText.Hyperparameters, {"mode": mode, **settings, **given}, owner="blazingtext")
+    )
+    channels = {"train": array_shard(Records(text))}
+    if validation is not None:
+        channels["validation"] = array_shard(Records(validation))
+    session = MemorySession(channels, folder)
+    model.fit(session)
+    model.reports = session.reports  # type: ignore[attr-defined]
+    return model
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Send what C++ prints elsewhere."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def assert_same_labels(ours: BlazingText, theirs: Any, asked: list[str], k: int) -> None:
+    """Compare with what fastText's own library says; its Python around it does not go with numpy 2."""
+    answers = ours.classify(asked, k=k)
+    for text, labels, probabilities in zip(asked, answers["label"].tolist(), answers["prob"], strict=True):
+        found = theirs.f.predict(f"{text}\n", k, 0.0, "strict")
+        assert [label for _, label in found] == labels[: len(found)]
+        np.testing.assert_allclose([p for p, _ in found], probabilities[: len(found)], atol=2e-3)  # theirs come from tables
+        assert probabilities[len(found) :].sum() < 0.01
+
+
+@pytest.mark.parametrize(
+    ("mode", "subwords"), [("skipgram", True), ("cbow", True), ("batch_skipgram", False), ("skipgram", False)]
+)
+def test_fasttext_opens_our_vectors(tmp_path: Path, mode: str, subwords: bool) -> None:
+    fasttext = pytest.importorskip("fasttext")
+    model = trained(tmp_path, lines(200), mode, subwords=subwords)
+    model.save(tmp_path)
+    with quiet():
+        theirs = fasttext.load_model(str(tmp_path / "vectors.bin"))
+    assert sorted(theirs.get_words()) == sorted({word for words in TOPICS.values() for word in words} | {"the"})
+    for word in ("ship", "küste", "the", "shipwave"):
+        np.testing.assert_allclose(theirs.get_word_vector(word), model.vectors([word])[0], atol=1e-6, err_msg=word)
+    assert bool(model.vectors(["shipwave"]).any()) == subwords
+
+
+@pytest.mark.parametrize(("loss", "grams"), [("softmax", 1), ("hierarchical", 2)])
+def test_fasttext_opens_our_classifiers(tmp_path: Path, loss: str, grams: int) -> None:
+    fasttext = pytest.importorskip("fasttext")
+    text = [*lines(300, labelled=True), "__label__rare cow ship", "__label__rarer the the"]
+    model = trained(tmp_path, text, "supervised", loss=loss, word_ngrams=grams)
+    model.save(tmp_path)
+    with quiet():
+        theirs = fasttext.load_model(str(tmp_path / "model.bin"))
+    asked = ["ship wave unknown the", "barn cow cow", "wheat"]
+    assert_same_labels(model, theirs, asked, 4)
+
+
+@pytest.mark.parametrize(("model", "maxn"), [("skipgram", 0), ("skipgram", 4), ("cbow", 4)])
+def test_we_open_fasttexts_vectors(tmp_path: Path, model: str, maxn: int) -> None:
+    fasttext = pytest.importorskip("fasttext")
+    (tmp_path / "text").write_text("\n".join(lines(200)))
+    with quiet():
+        theirs = fasttext.train_unsupervised(
+            str(tmp_path / "text"), model=model, dim=7, minn=2, maxn=maxn, bucket=100, minCount=1, thread=1, verbose=0
+        )
+        theirs.save_model(str(tmp_path / "theirs.bin"))
+    ours = BlazingText.from_fasttext(tmp_path / "theirs.bin")
+    for word in ("ship", "küste", "shipküste"):
+        np.testing.assert_allclose(theirs.get_word_vector(word), ours.vectors([word])[0], atol=1e-6, err_msg=word)
+    ours.save(tmp_path)
+    with quiet():
+        again = fasttext.load_model(str(tmp_path / "vectors.bin"))
+    np.testing.assert_allclose(again.get_word_vector("küste"), theirs.get_word_vector("küste"), atol=1e-6)
+    cosines = [cosine for cosine, _ in again.get_nearest_neighbors("ship", 3)]
+    assert [cosine for _, cosine in ours.nearest("ship", 3)] == pytest.approx(cosines, abs=1e-5)
+
+
+@pytest.mark.parametrize(("loss", "grams"), [("softmax", 3), ("hs", 1)])
+def test_we_open_fasttexts_classifiers(tmp_path: Path, loss: str, grams: int) -> None:
+    fasttext = pytest.importorskip("fasttext")
+    (tmp_path / "text").write_text("\n".join([*lines(300, labelled=True), "__label__rare cow ship"]))
+    with quiet():
+        theirs = fasttext.train_supervised(
+            str(tmp_path / "text"), dim=7, bucket=100, loss=loss, wordNgrams=grams, lr=0.5, thread=1, verbose=0
+        )
+        theirs.save_model(str(tmp_path / "theirs.bin"))
+        ours = BlazingText.from_fasttext(tmp_path / "theirs.bin")
+    asked = ["ship wave unknown the", "barn cow cow", "wheat"]
+    assert_same_labels(ours, theirs, asked, 3)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gensim_opens_our_text(tmp_path: Path) -> None:
+    pytest.importorskip("gensim")
+    from gensim.models import KeyedVectors
+
+    model = trained(tmp_path, lines(200), "batch_skipgram")
+    model.save(tmp_path)
+    theirs = KeyedVectors.load_word2vec_format(str(tmp_path / "vectors.txt"))
+    words = list(theirs.index_to_key)
+    np.testing.assert_allclose(theirs.vectors, model.vectors(words), rtol=1e-6)
+    assert words[0] == "the", "by falling counts"
+    assert [word for word, _ in model.nearest("ship", 3)] == [word for word, _ in theirs.most_similar("ship", topn=3)]
+
+
+def test_words_of_a_topic_are_near_each_other(tmp_path: Path) -> None:
+    model = trained(tmp_path, lines(400), "skipgram", epochs=10)
+    assert {word for word, _ in model.nearest("ship", 4)} == {"wave", "hafen", "küste", "tide"}
+    assert len(model.analogy("ship", "wave", "cow", 3)) == 3
+    with pytest.raises(UserError, match="'nowhere' is not among the model's words"):
+        model.nearest("nowhere")
+
+
+def test_requests_say_how_many_labels_they_want(tmp_path: Path) -> None:
+    model = trained(tmp_path, lines(300, labelled=True), "supervised")
+    answers = model.predict(Records([{"source": "ship", "k": 2}, {"source": "cow"}, "barn"]))
+    assert answers["label"].tolist() == [["__label__sea", "__label__farm"], ["__label__farm", ""], ["__label__farm", ""]]
+    assert np.isnan(answers["prob"][1:, 1]).all()
+    assert answers["prob"][0].sum() == pytest.approx(1)
+    with pytest.raises(UserError, match="k=0"):
+        model.predict(Records([{"source": "ship", "k": 0}]))
+    with pytest.raises(UserError, match=r"request 2: a text, or \{\"source\": \"text\"\}"):
+        model.predict(Records(["ship", 3]))
+    with pytest.raises(UserError, match="this model classifies text"):
+        model.nearest("ship")
+
+
+def test_records_may_have_several_labels(tmp_path: Path) -> None:
+    text = [{"source": line.partition(" ")[2], "label": [1, 3] if "sea" in line else 2} for line in lines(300, labelled=True)]
+    model = trained(tmp_path, text, "supervised", epochs=5)
+    answers = model.classify(["ship wave", "cow"], k=3)
+    assert set(answers["label"][0][:2].tolist()) == {"__label__1", "__label__3"}
+    assert answers["prob"][0][:2] == pytest.approx([0.5, 0.5], abs=0.1)
+    assert answers["label"][1][0] == "__label__2"
+    with pytest.raises(UserError, match="row 1: a line of text"):
+        trained(tmp_path, [{"text": "ship"}], "supervised")
+
+
+def test_training_stops_early_and_keeps_the_best_epoch(tmp_path: Path) -> None:
+    text = lines(200, labelled=True)
+    model = trained(
+        tmp_path, text, "supervised", text[:20], epochs=50, early_stopping=True, patience=2, min_epochs=3, lines_per_step=100
+    )
+    reports = model.reports  # type: ignore[attr-defined]
+    accuracies = [report.metrics["validation:accuracy"] for report in reports if "validation:accuracy" in report.metrics]
+    assert len(accuracies) == max(3, accuracies.index(max(accuracies)) + 3)
+    assert reports[-1].of == len(reports)
+    with pytest.raises(UserError, match="early_stopping=true needs a channel 'validation'"):
+        trained(tmp_path, text, "supervised", early_stopping=True)
+
+
+def test_what_cannot_be_learnt_from_is_said(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"min_count=100000 leaves 0 words: of 11 the commonest occurs \d+ times; lower min_count"
+    ):
+        trained(tmp_path, lines(100), "cbow", min_count=100000)
+    with pytest.raises(UserError, match="has no labels"):
+        trained(tmp_path, lines(100), "supervised")
+    with pytest.raises(UserError, match="subwords=true is for mode=skipgram and mode=cbow"):
+        trained(tmp_path, lines(100), "batch_skipgram", subwords=True)
+    model = BlazingText(hyperparameters.parse(BlazingText.Hyperparameters, {"mode": "cbow"}, owner="blazingtext"))
+    with pytest.raises(UserError, match="needs lines of text"):
+        model.fit(MemorySession({"train": array_shard(np.zeros((3, 2), np.float32))}, tmp_path))
+
+
+def test_broken_files_are_refused(tmp_path: Path) -> None:
+    model = trained(tmp_path, lines(100), "skipgram")
+    model.save(tmp_path)
+    whole = (tmp_path / "vectors.bin").read_bytes()
+    for data, said in (
+        (whole[:50], "no whole fastText model"),
+        (whole[:-9], "no whole fastText model"),
+        (b"x" * 90, "version 12"),
+    ):
+        (tmp_path / "broken.bin").write_bytes(data)
+        with pytest.raises(UserError, match=said):
+            BlazingText.from_fasttext(tmp_path / "broken.bin")
+    (tmp_path / "model.safetensors").write_bytes(b"nothing")
+    with pytest.raises(UserError, match=r"model\.safetensors holds no blazingtext model"):
+        BlazingText.load(tmp_path)
