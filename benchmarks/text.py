@@ -1,13 +1,14 @@
-"""BlazingText side by side with fastText and gensim: words a second from a file to vectors, quality, memory; and classification.
+"""BlazingText side by side with fastText and gensim: words a second, quality, memory; and classification.
 
     python benchmarks/text.py --data DIR --part batch_skipgram
 
 `DIR` holds `wiki/wiki17m.txt.xz` (one paragraph a line, lower-case words; extracted Wikipedia text of the repository
 jason-feng/wikiVisual), `wordsim/wordsim353.tsv` and `wordsim/questions-words.txt` (among gensim's test data), and
-`20news/train.txt.xz`, `20news/test.txt.xz` (20 newsgroups by date, a line a document: `__label__X words`). Every side learns in a
-process of its own with the same settings (dimension 100, window 5, 5 negatives, 1e-4, rate 0.05, words that occur 5 times); seconds
-are those from the open file to the vectors, reading and vocabulary included, libraries loaded and kernels compiled before. The
-fastest of the rounds counts, quality is their mean. fastText (`pip install fasttext-wheel`) and gensim run where they are installed.
+`20news/train.txt.xz`, `20news/test.txt.xz` (20 newsgroups by date, a line a document: `__label__X words`). Every side
+learns in a process of its own with the same settings (dimension 100, window 5, 5 negatives, 1e-4, rate 0.05, words that
+occur 5 times); seconds are those from the open file to the vectors, reading and vocabulary included, libraries loaded
+and kernels compiled before. The fastest of the rounds counts, quality is their mean. fastText (`pip install fasttext-
+wheel`) and gensim run where they are installed.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ def ours(folder: Path, mode: str, options: argparse.Namespace) -> tuple[float, A
     from phalanx.algorithms.kernels import blazingtext, labels
     from phalanx.data.channel import Channel
     from phalanx.data.shard import open_shard
+    from phalanx.parallel.collective import Solo
     from phalanx.parallel.threads import run_threads
     from phalanx.testing.sessions import MemorySession
 
@@ -59,16 +61,24 @@ def ours(folder: Path, mode: str, options: argparse.Namespace) -> tuple[float, A
 
     def rank(world: Any) -> Any:
         shard = open_shard(
-            "train", Channel(str(folder / "train.txt"), content_type="text/plain"), rank=world.rank, size=world.size, seed=options.seed,
-            gather=world.all_gather, scratch=folder / "scratch", columns=None, index_base=1, threads=1,
-        )  # fmt: skip
+            "train",
+            Channel(str(folder / "train.txt"), content_type="text/plain"),
+            rank=world.rank,
+            size=world.size,
+            seed=options.seed,
+            gather=world.all_gather,
+            scratch=folder / "scratch",
+            columns=None,
+            index_base=1,
+            threads=1,
+        )
         model = BlazingText(wanted)
         threads = max(options.threads // world.size, 1)
         model.fit(MemorySession({"train": shard}, folder, world=world, seed=options.seed, threads=threads))
         shard.close()
         return model
 
-    model = run_threads(options.workers, rank)[0]
+    model = rank(Solo()) if options.workers == 1 else run_threads(options.workers, rank)[0]
     return time.perf_counter() - begun, model
 
 
@@ -83,10 +93,8 @@ def one_side(options: argparse.Namespace) -> dict[str, float]:
     """Run one side in this process."""
     folder, mode, side = Path(options.folder), options.part, options.side
     text = str(folder / "train.txt")
-    if mode == "supervised":
-        found = classified(folder, side, text, options)
-    else:
-        found = vectors(folder, side, text, mode, options)
+    by_class = mode == "supervised"
+    found = classified(folder, side, text, options) if by_class else vectors(folder, side, text, mode, options)
     return found | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -103,9 +111,19 @@ def vectors(folder: Path, side: str, text: str, mode: str, options: argparse.Nam
 
         begun = time.perf_counter()
         trained = fasttext.train_unsupervised(
-            text, model=sg, dim=DIMENSION, ws=WINDOW, neg=NEGATIVES, t=THRESHOLD, minCount=MIN_COUNT, lr=RATE, epoch=options.epochs,
-            maxn=0, thread=options.threads, verbose=0,
-        )  # fmt: skip
+            text,
+            model=sg,
+            dim=DIMENSION,
+            ws=WINDOW,
+            neg=NEGATIVES,
+            t=THRESHOLD,
+            minCount=MIN_COUNT,
+            lr=RATE,
+            epoch=options.epochs,
+            maxn=0,
+            thread=options.threads,
+            verbose=0,
+        )
         seconds = time.perf_counter() - begun
         names, counts = trained.get_words(include_freq=True)
         rows = np.array(trained.get_input_matrix())[: len(names)]
@@ -115,9 +133,18 @@ def vectors(folder: Path, side: str, text: str, mode: str, options: argparse.Nam
 
         begun = time.perf_counter()
         model = Word2Vec(
-            corpus_file=text, vector_size=DIMENSION, window=WINDOW, negative=NEGATIVES, sample=THRESHOLD, min_count=MIN_COUNT, alpha=RATE,
-            sg=int(sg == "skipgram"), epochs=options.epochs, workers=options.threads, seed=options.seed + 1,
-        )  # fmt: skip
+            corpus_file=text,
+            vector_size=DIMENSION,
+            window=WINDOW,
+            negative=NEGATIVES,
+            sample=THRESHOLD,
+            min_count=MIN_COUNT,
+            alpha=RATE,
+            sg=int(sg == "skipgram"),
+            epochs=options.epochs,
+            workers=options.threads,
+            seed=options.seed + 1,
+        )
         seconds = time.perf_counter() - begun
         names, rows = model.wv.index_to_key, model.wv.vectors
         words = int(sum(model.wv.get_vecattr(name, "count") for name in names))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, final
 
 import numpy as np
@@ -83,8 +84,14 @@ def count_channel(session: Session, name: str, shard: Shard, lines: int, *, shuf
     table, spill = Table(), Spill()
 
     def read() -> None:
-        for data in encoded(name, shard, lines, shuffle=shuffle):
-            spill.append([table.count(data)])
+        with ThreadPoolExecutor(1) as behind:  # words are counted while the next lines are read
+            counting: Future[Array] | None = None
+            for data in encoded(name, shard, lines, shuffle=shuffle):
+                if counting is not None:
+                    spill.append([counting.result()])
+                counting = behind.submit(table.count, data)
+            if counting is not None:
+                spill.append([counting.result()])
 
     try:
         together(session.world, f"reading channel '{name}'", read)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import final
 
 import numpy as np
-from scipy.stats import rankdata
 
 from ..contracts import Array, Collective, Shard
 from ..errors import UserError
@@ -69,9 +68,17 @@ def mean_rho(world: Collective, model: Model, shard: Shard) -> tuple[float, int]
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> float:
     """Return the rank correlation; 0 where one side is all the same."""
-    a, b = rankdata(one) - (len(one) + 1) / 2, rankdata(other) - (len(other) + 1) / 2
+    a, b = _ranks(one), _ranks(other)
     spread = float(np.sqrt((a @ a) * (b @ b)))
     return float(a @ b) / spread if spread else 0.0
+
+
+def _ranks(values: Sequence[float]) -> Array:
+    """Return ranks less their mean; equal values share the mean of their ranks. (scipy.stats takes a second to load.)"""
+    _, at, counts = np.unique(np.asarray(values, np.float64), return_inverse=True, return_counts=True)
+    shared = np.cumsum(counts) - (counts - 1) / 2
+    ranks: Array = shared[at] - (len(values) + 1) / 2
+    return ranks
 
 
 def _pairs(text: str) -> list[tuple[str, str, float]]:

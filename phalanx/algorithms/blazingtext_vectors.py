@@ -17,7 +17,8 @@ from .blazingtext_vocabulary import Vocabulary, merged
 from .kernels.blazingtext import hidden_kernel, windows_kernel
 
 _PIECE = 1 << 14  # tokens that a thread takes at once
-_BOOST, _BOOST_SHARED = 1.0, 0.5  # / epochs: what outputs, which start at zero, learn faster; one pass is too short for them else
+# What outputs, which start at zero, learn faster, over the epochs: one pass is too short for them else.
+_BOOST, _BOOST_SHARED = 1.0, 0.5
 _POWER = 0.75  # of the counts, for negatives; Mikolov et al., 2013
 
 

@@ -241,8 +241,8 @@ def windows_kernel(S: int) -> Any:
     """Return the loop of skip-gram for rows of `S` floats: a word's contexts predict it, in batches that share negatives.
 
     It takes tokens (T,), inputs (V, S), outputs (V, S), chances to keep a word times 2^32 (V,), the alias table (V, 2), window,
-    negatives, contexts of a batch, how much faster outputs learn than inputs, the first and the last learning rate, a seed; and returns the sum of measured losses, their
-    number, and the words kept.
+    negatives, contexts of a batch, how much faster outputs learn than inputs, the first and the last learning rate, a seed; and
+    returns the sum of measured losses, their number, and the words kept.
     """
     dots1, dots2, update1, update2 = products(S)
 
