@@ -6,10 +6,8 @@ SIGTERM. A traceback is shown with --debug only.
 
 from __future__ import annotations
 
-import json
-import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,10 +15,40 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_tune
+from .cli_shared import (
+    ChannelOption,
+    CheckpointsOption,
+    ContentTypeOption,
+    Debug,
+    ElasticOption,
+    EnvOption,
+    EveryOption,
+    HangOption,
+    InterruptionsOption,
+    Json,
+    KeepOption,
+    MaxRuntimeOption,
+    MicroBatchesOption,
+    NoticeOption,
+    ResumeOption,
+    SetOption,
+    SpotOption,
+    TestOption,
+    ThreadsOption,
+    TrainOption,
+    ValidationOption,
+    WaitOption,
+    duration_of,
+    inputs_of,
+    pairs_of,
+    print_json,
+    print_table,
+    show_tracebacks,
+    tracebacks_shown,
+)
 from .errors import EXIT_ALGORITHM, EXIT_SIGINT, EXIT_USER, PhalanxError, UserError, to_record
 
 if TYPE_CHECKING:
-    from .data.channel import Channel
     from .job import TrainingJob
     from .spot import Spot
 
@@ -34,50 +62,6 @@ app = typer.Typer(
 _COMMAND_LINE_ERROR: Any = next(
     c for c in typer.BadParameter.__mro__ if c.__name__ == "ClickException"
 )  # typer has its own click
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*([smhd]?)")
-_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for programs, no progress.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-TrainOption = Annotated[list[str] | None, typer.Option("--train", help="Path or URL of the train channel; may be repeated.")]
-ValidationOption = Annotated[str | None, typer.Option("--validation", help="Path or URL of the validation channel.")]
-TestOption = Annotated[str | None, typer.Option("--test", help="Path or URL of the test channel.")]
-ContentTypeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--content-type", help="Of the three channels above, as 'text/csv;label_size=0'. Default: by the file's name."
-    ),
-]
-ChannelOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--channel", help="Any channel: 'NAME=URL,content_type=…,spread=shard|replicate,mode=file|stream'; may be repeated."
-    ),
-]
-SetOption = Annotated[list[str] | None, typer.Option("--set", help="A hyperparameter, NAME=VALUE; may be repeated.")]
-ThreadsOption = Annotated[int | None, typer.Option("--threads-per-worker", help="Default: cores // workers.")]
-MaxRuntimeOption = Annotated[str | None, typer.Option("--max-runtime", help="Stop the job after so long: 90s, 30m, 1h, 2d.")]
-EnvOption = Annotated[list[str] | None, typer.Option("--env", help="A variable for the workers, KEY=VALUE; may be repeated.")]
-CheckpointsOption = Annotated[str | None, typer.Option(help="Where checkpoints go. Default: OUTPUT/NAME/checkpoints.")]
-EveryOption = Annotated[str, typer.Option(help="When to save: 100 (steps), 60s, 5m, auto, or never.")]
-KeepOption = Annotated[int, typer.Option(help="Newest checkpoints that stay.")]
-SpotOption = Annotated[bool, typer.Option("--spot", help="The platform may take workers: interruptions are no failures.")]
-InterruptionsOption = Annotated[int, typer.Option(help="With --spot: interruptions after which the job goes on.")]
-WaitOption = Annotated[str | None, typer.Option(help="With --spot: stop after so long, waiting included: 2h.")]
-NoticeOption = Annotated[
-    list[str] | None,
-    typer.Option(help="With --spot: aws, gcp, azure or file:PATH says that this machine is taken; repeatable."),
-]
-ElasticOption = Annotated[
-    str | None, typer.Option(help="exact: the same bits whatever the number of workers, also when it changes on the way.")
-]
-MicroBatchesOption = Annotated[
-    int, typer.Option(help="Pieces of every global batch of a script with --elastic exact: a multiple of --workers.")
-]
-HangOption = Annotated[
-    str, typer.Option(help="A worker that gives no sign of life, or keeps others waiting, so long has failed: 30s, 5m, never.")
-]
-ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the job --name.")]
 
 
 def main() -> None:
@@ -135,11 +119,11 @@ def train(
     """Train an algorithm on data: workers are launched, data is spread, model.tar.gz is published."""
     from .job import TrainingJob
 
-    _debug(debug)
+    show_tracebacks(debug)
     job = TrainingJob(
         algorithm=algorithm,
-        inputs=_inputs(train, validation, test, content_type, channel),
-        hyperparameters=_pairs("--set", settings),
+        inputs=inputs_of(train, validation, test, content_type, channel),
+        hyperparameters=pairs_of("--set", settings),
         workers=workers,
         output=output,
         name=name,
@@ -147,14 +131,14 @@ def train(
         threads_per_worker=threads_per_worker,
         launcher=launcher,
         max_restarts=max_restarts,
-        max_runtime_s=None if max_runtime is None else _duration("--max-runtime", max_runtime),
-        environment=_pairs("--env", env),
+        max_runtime_s=None if max_runtime is None else duration_of("--max-runtime", max_runtime),
+        environment=pairs_of("--env", env),
         checkpoints=checkpoints,
         checkpoint_every=checkpoint_every,
         keep=keep,
         spot=_spot(spot, max_interruptions, max_wait, notice),
         resume=resume,
-        hang_timeout_s=None if hang_timeout == "never" else _duration("--hang-timeout", hang_timeout),
+        hang_timeout_s=None if hang_timeout == "never" else duration_of("--hang-timeout", hang_timeout),
         elastic=elastic,
         micro_batches=micro_batches,
     )
@@ -207,9 +191,9 @@ def run(
     """Run a script in every worker, or a job that stands in a file."""
     from . import jobfile
 
-    _debug(debug)
+    show_tracebacks(debug)
     if schema:
-        _print_json(jobfile.schema())
+        print_json(jobfile.schema())
         return
     if job is None:
         raise UserError(
@@ -228,10 +212,10 @@ def run(
         script=str(job),
         source_dir=source_dir,
         arguments=arguments or [],
-        inputs=_inputs(train, validation, test, content_type, channel),
-        hyperparameters=_pairs("--set", settings),
+        inputs=inputs_of(train, validation, test, content_type, channel),
+        hyperparameters=pairs_of("--set", settings),
         strategy=strategy,
-        metric_definitions=[{"name": key, "regex": regex} for key, regex in _pairs("--metric", metric).items()],
+        metric_definitions=[{"name": key, "regex": regex} for key, regex in pairs_of("--metric", metric).items()],
         workers=workers,
         output=output,
         name=name,
@@ -239,14 +223,14 @@ def run(
         threads_per_worker=threads_per_worker,
         launcher=launcher,
         max_restarts=max_restarts,
-        max_runtime_s=None if max_runtime is None else _duration("--max-runtime", max_runtime),
-        environment=_pairs("--env", env),
+        max_runtime_s=None if max_runtime is None else duration_of("--max-runtime", max_runtime),
+        environment=pairs_of("--env", env),
         checkpoints=checkpoints,
         checkpoint_every=checkpoint_every,
         keep=keep,
         spot=_spot(spot, max_interruptions, max_wait, notice),
         resume=resume,
-        hang_timeout_s=None if hang_timeout == "never" else _duration("--hang-timeout", hang_timeout),
+        hang_timeout_s=None if hang_timeout == "never" else duration_of("--hang-timeout", hang_timeout),
         elastic=elastic,
         micro_batches=micro_batches,
     )
@@ -267,7 +251,7 @@ def predict(
     """Ask a model, over inputs of any size."""
     from .model import load, predict_file
 
-    _debug(debug)
+    show_tracebacks(debug)
     with load(artifact) as model:
         rows = predict_file(model, input, output, content_type=content_type, accept=accept)
     if output != "-":
@@ -284,10 +268,10 @@ def checkpoints(
     from . import storage
     from .checkpoint.store import checkpoints_at
 
-    _debug(debug)
+    show_tracebacks(debug)
     found = checkpoints_at(url) or checkpoints_at(storage.join(url, "checkpoints"))
     if as_json:
-        _print_json([asdict(info) for info in found])
+        print_json([asdict(info) for info in found])
         return
     if not found:
         raise UserError(f"there are no checkpoints at {url}")
@@ -295,7 +279,7 @@ def checkpoints(
     for info in found:
         when = "" if info.time is None else datetime.fromtimestamp(info.time).isoformat(" ", "seconds")
         rows.append([str(info.step), when, f"{info.bytes:,}", str(info.world or ""), "yes" if info.verified else info.why])
-    _table(["step", "time", "bytes", "workers", "verified"], rows)
+    print_table(["step", "time", "bytes", "workers", "verified"], rows)
 
 
 @app.command()
@@ -308,16 +292,16 @@ def show(
     from . import storage
     from .tracking.summary import rows_of
 
-    _debug(debug)
+    show_tracebacks(debug)
     status = storage.read_json(storage.join(job, "status.json"))
     if status is None and cli_tune.show_sweep(job, as_json=as_json):
         return
     if status is None:
         raise UserError(f"there is no job at {job}: its folder must hold status.json")
     if as_json:
-        _print_json(status)
+        print_json(status)
         return
-    _table(["", ""], rows_of(status))
+    print_table(["", ""], rows_of(status))
 
 
 @app.command()
@@ -331,16 +315,16 @@ def algorithms(
     if name is None:
         known = registry.algorithms()
         if as_json:
-            _print_json([{"name": n, "help": e.help, "extra": e.extra} for n, e in known.items()])
+            print_json([{"name": n, "help": e.help, "extra": e.extra} for n, e in known.items()])
         else:
-            _table(["algorithm", "what it is"], [[n, e.help] for n, e in known.items()])
+            print_table(["algorithm", "what it is"], [[n, e.help] for n, e in known.items()])
         return
     described = hyperparameters.describe(registry.hyperparameters_of(name))
     if as_json:
-        _print_json({"name": name, "hyperparameters": [asdict(h) for h in described]})
+        print_json({"name": name, "hyperparameters": [asdict(h) for h in described]})
         return
     rows = [[h.name, h.type, "required" if h.required else _default_text(h.default), h.range, h.help] for h in described]
-    _table(["hyperparameter", "type", "default", "range", "meaning"], rows)
+    print_table(["hyperparameter", "type", "default", "range", "meaning"], rows)
 
 
 @app.command(name="sample-data")
@@ -362,12 +346,12 @@ def env(as_json: Json = False) -> None:
 
     report = installation.report()
     if as_json:
-        _print_json(report)
+        print_json(report)
         return
-    _table(["", ""], [[key, str(value)] for key, value in report["machine"].items()])
-    _table(["package", "version"], [[key, str(value)] for key, value in report["versions"].items()])
+    print_table(["", ""], [[key, str(value)] for key, value in report["machine"].items()])
+    print_table(["package", "version"], [[key, str(value)] for key, value in report["versions"].items()])
     rows = [[e["name"], "yes" if e["installed"] else "no", "" if e["installed"] else e["get"]] for e in report["extras"]]
-    _table(["extra", "there", "how to get it"], rows)
+    print_table(["extra", "there", "how to get it"], rows)
 
 
 def _run(job: TrainingJob, as_json: bool) -> None:
@@ -376,55 +360,16 @@ def _run(job: TrainingJob, as_json: bool) -> None:
     except PhalanxError as error:
         if as_json:
             ended = None if error.result is None else asdict(error.result)
-            _print_json({"error": {"kind": error.kind, "message": str(error)}, "result": ended})
+            print_json({"error": {"kind": error.kind, "message": str(error)}, "result": ended})
         raise
     if as_json:
-        _print_json({"error": None, "result": asdict(result)})
+        print_json({"error": None, "result": asdict(result)})
         return
     from .tracking.console import metrics_text
 
     typer.echo(f"{result.status}  {metrics_text(result.metrics)}")
     typer.echo(f"artifact  {result.artifact or 'none: nothing was saved as a model (SM_MODEL_DIR)'}")
     typer.echo(f"seconds   {result.training_seconds:.2f} training, {result.billable_seconds:.2f} billable")
-
-
-def _spot(on: bool, max_interruptions: int, max_wait: str | None, notices: list[str] | None) -> Spot | None:
-    from .spot import Spot
-
-    if not on:
-        if notices:
-            raise UserError("--notice is for jobs with --spot: add it")
-        return None
-    limit = None if max_wait is None else _duration("--max-wait", max_wait)
-    return Spot(max_restarts=max_interruptions, max_wait_s=limit, notices=tuple(notices or ()))
-
-
-def _inputs(
-    train: list[str] | None, validation: str | None, test: str | None, content_type: str | None, channels: list[str] | None
-) -> dict[str, Channel | str]:
-    from .data.channel import Channel, parse_channel
-
-    inputs: dict[str, Channel | str] = {}
-    for text in channels or []:
-        name, channel = parse_channel(text)
-        if name in inputs:
-            raise UserError(f"the channel '{name}' was given twice")
-        inputs[name] = channel
-    for name, urls in (
-        ("train", train),
-        ("validation", [validation] if validation else None),
-        ("test", [test] if test else None),
-    ):
-        if urls and name in inputs:
-            raise UserError(f"the channel '{name}' was given twice, with --{name} and with --channel")
-        if urls:
-            inputs[name] = Channel(url=urls, content_type=content_type)
-    if content_type is not None:
-        inputs = {
-            n: replace(c, content_type=content_type) if isinstance(c, Channel) and c.content_type is None else c
-            for n, c in inputs.items()
-        }
-    return inputs
 
 
 def _refuse_options(context: typer.Context) -> None:
@@ -438,31 +383,15 @@ def _refuse_options(context: typer.Context) -> None:
             )
 
 
-def _pairs(option: str, given: list[str] | None) -> dict[str, str]:
-    pairs: dict[str, str] = {}
-    for text in given or []:
-        name, equals, value = text.partition("=")
-        if not equals or not name.strip():
-            raise UserError(f"{option} takes NAME=VALUE, not '{text}'")
-        if name.strip() in pairs:
-            raise UserError(f"{option} {name.strip()} was given twice")
-        pairs[name.strip()] = value
-    return pairs
+def _spot(on: bool, max_interruptions: int, max_wait: str | None, notices: list[str] | None) -> Spot | None:
+    from .spot import Spot
 
-
-def _duration(option: str, text: str) -> float:
-    found = _DURATION.fullmatch(text.strip())
-    if not found or float(found[1]) <= 0:
-        raise UserError(f"{option} takes a duration above 0 as 90s, 30m, 1h or 2d, not '{text}'")
-    return float(found[1]) * _SECONDS[found[2]]
-
-
-_debugging = False
-
-
-def _debug(on: bool) -> None:
-    global _debugging
-    _debugging = on
+    if not on:
+        if notices:
+            raise UserError("--notice is for jobs with --spot: add it")
+        return None
+    limit = None if max_wait is None else duration_of("--max-wait", max_wait)
+    return Spot(max_restarts=max_interruptions, max_wait_s=limit, notices=tuple(notices or ()))
 
 
 def _show_error(error: PhalanxError) -> None:
@@ -472,7 +401,7 @@ def _show_error(error: PhalanxError) -> None:
     typer.secho(f"{word}: {redact(str(error))}", err=True, fg=None if error.kind == "Stopped" else typer.colors.RED)
     if error.result is not None and error.kind != "Stopped":
         typer.echo(f"the job's record: {redact(error.result.folder)}", err=True)
-    if _debugging:
+    if tracebacks_shown():
         typer.echo(redact(error.details or to_record(error)["details"]), err=True)
     elif error.exit_code == EXIT_ALGORITHM:
         typer.echo("--debug shows the traceback", err=True)
@@ -480,22 +409,6 @@ def _show_error(error: PhalanxError) -> None:
 
 def _default_text(default: Any) -> str:
     return "none" if default is None else ",".join(map(str, default)) if isinstance(default, list) else str(default)
-
-
-def _print_json(value: Any) -> None:
-    typer.echo(json.dumps(value, indent=2))
-
-
-def _table(headers: list[str], rows: list[list[str]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(*headers, box=box.SIMPLE, show_header=any(headers))
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # as they are: brackets are no markup
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 cli_tune.add_to(app)

@@ -9,6 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_shared import (
+    ChannelOption,
+    ContentTypeOption,
+    Debug,
+    Json,
+    SetOption,
+    TestOption,
+    TrainOption,
+    ValidationOption,
+    duration_of,
+    inputs_of,
+    pairs_of,
+    print_json,
+    print_table,
+    show_tracebacks,
+)
 from .errors import PhalanxError, UserError
 
 if TYPE_CHECKING:
@@ -18,16 +34,12 @@ if TYPE_CHECKING:
 def tune(
     context: typer.Context,
     target: Annotated[str, typer.Argument(help="A sweep as YAML, or the name of an algorithm.")],
-    train: Annotated[
-        list[str] | None, typer.Option("--train", help="Path or URL of the train channel; may be repeated.")
-    ] = None,
-    validation: Annotated[str | None, typer.Option(help="Path or URL of the validation channel.")] = None,
-    test: Annotated[str | None, typer.Option(help="Path or URL of the test channel.")] = None,
-    content_type: Annotated[str | None, typer.Option(help="Of the three channels above.")] = None,
-    channel: Annotated[list[str] | None, typer.Option(help="Any channel, as for `phalanx train`; may be repeated.")] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="A hyperparameter of all trials, NAME=VALUE; may be repeated.")
-    ] = None,
+    train: TrainOption = None,
+    validation: ValidationOption = None,
+    test: TestOption = None,
+    content_type: ContentTypeOption = None,
+    channel: ChannelOption = None,
+    settings: SetOption = None,
     ranges: Annotated[
         list[str] | None,
         typer.Option("--range", help="NAME=LOW:HIGH[:linear|log|reverse-log] or NAME=A,B,C; default: the algorithm's own."),
@@ -55,17 +67,16 @@ def tune(
     output: Annotated[str | None, typer.Option(help="Folder or URL under which the sweep's folder is made.")] = None,
     name: Annotated[str | None, typer.Option(help="The sweep's name. Default: the file's, or tune-ALGORITHM.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep of this name.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs, no progress.")] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Search hyperparameters: many jobs, each proposed from what the earlier ones came to."""
-    from . import cli
     from .tuning import sweepfile
     from .tuning.options import Completion, WarmStart
     from .tuning.ranges import from_text
     from .tuning.tuner import Tuner
 
-    cli._debug(debug)
+    show_tracebacks(debug)
     changes: dict[str, Any] = {
         "name": name,
         "output": output,
@@ -78,10 +89,10 @@ def tune(
         "seed": seed,
         "deterministic": deterministic or None,
         "storage": storage,
-        "ranges": {key: from_text(key, text) for key, text in cli._pairs("--range", ranges).items()} or None,
+        "ranges": {key: from_text(key, text) for key, text in pairs_of("--range", ranges).items()} or None,
     }
     if goal is not None or not_improving is not None or max_runtime is not None:
-        limit = None if max_runtime is None else cli._duration("--max-runtime", max_runtime)
+        limit = None if max_runtime is None else duration_of("--max-runtime", max_runtime)
         changes["completion"] = Completion(target=goal, not_improving=not_improving, max_runtime_s=limit)
     if warm_start:
         kind: Any = warm_start_kind or "identical_data_and_algorithm"
@@ -95,8 +106,8 @@ def tune(
 
         job = TrainingJob(
             algorithm=target,
-            inputs=cli._inputs(train, validation, test, content_type, channel),
-            hyperparameters=cli._pairs("--set", settings),
+            inputs=inputs_of(train, validation, test, content_type, channel),
+            hyperparameters=pairs_of("--set", settings),
             workers=workers,
             threads_per_worker=threads_per_worker,
         )
@@ -108,14 +119,14 @@ def tune(
 def report(
     folder: Annotated[str, typer.Argument(help="A sweep's folder or URL.")],
     output: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the folder.")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Write a sweep as one html page: its course, what mattered, the curves of its trials."""
-    from . import cli, storage
+    from . import storage
     from .tuning.plan import SWEEP, read
     from .tuning.report import page
 
-    cli._debug(debug)
+    show_tracebacks(debug)
     sweep = read(folder)
     if sweep is None:
         raise UserError(f"there is no sweep at {folder}: its folder must hold {SWEEP}")
@@ -126,10 +137,9 @@ def report(
 
 def show_sweep(folder: str, *, as_json: bool) -> bool:
     """Show the sweep in a folder; return False where there is none."""
-    from . import cli, storage
-    from .contracts import Json
+    from . import storage
 
-    found: Json = storage.read_json(storage.join(folder, "sweep.json"))
+    found = storage.read_json(storage.join(folder, "sweep.json"))
     if found is None:
         return False
     from .tuning.table import terminal_rows
@@ -137,7 +147,7 @@ def show_sweep(folder: str, *, as_json: bool) -> bool:
 
     told = describe(folder)
     if as_json:
-        cli._print_json({**told, "trials": found["trials"]})
+        print_json({**told, "trials": found["trials"]})
         return True
     jobs = ", ".join(f"{count} {state}" for state, count in told["TrainingJobStatusCounters"].items() if count)
     goal = ", ".join(f"{o['direction']} {o['metric']}" for o in told["objectives"])
@@ -154,8 +164,8 @@ def show_sweep(folder: str, *, as_json: bool) -> bool:
         rows.append(["best", f"{told['best']['objective'][0]:.6g}  {told['best']['job']}"])
     if told["failure"]:
         rows.append(["failure", told["failure"]])
-    cli._table(["", ""], rows)
-    cli._table(*terminal_rows(found))
+    print_table(["", ""], rows)
+    print_table(*terminal_rows(found))
     return True
 
 
@@ -166,18 +176,16 @@ def add_to(app: typer.Typer) -> None:
 
 
 def _run(tuner: Tuner, as_json: bool) -> None:
-    from . import cli
-
     try:
         best = tuner.run(progress=not as_json)
     except PhalanxError as error:
         if as_json:
-            cli._print_json({"error": {"kind": error.kind, "message": str(error)}, "best": None})
+            print_json({"error": {"kind": error.kind, "message": str(error)}, "best": None})
         elif error.kind == "Stopped":
             typer.echo(f"go on with --resume; so far: phalanx show {tuner.folder}", err=True)
         raise
     if as_json:
-        cli._print_json({"error": None, "best": asdict(best), "folder": tuner.folder})
+        print_json({"error": None, "best": asdict(best), "folder": tuner.folder})
         return
     _tell(best, tuner.folder)
 

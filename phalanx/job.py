@@ -6,40 +6,28 @@ TrainingJob.run()  ->  launch.supervise(launcher, worker.main)  ->  algorithm.fi
 
 from __future__ import annotations
 
-import os
-import re
-import secrets
-import signal
 import tempfile
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import FrameType
 from typing import Any, Literal, final
 
-from . import environment, registry, storage
-from .checkpoint.policy import Retention, parse_when
-from .checkpoint.store import checkpoints_at
+from . import environment, storage
 from .contracts import Event, Launcher, WorkerSpec
 from .data.channel import Channel
-from .errors import EXIT_SIGINT, EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
-from .launch.interruptions import InterruptionSource, Watch, source_of
-from .launch.local import LocalLauncher
-from .launch.supervise import Budget, Outcome, StopRequest, supervise
+from .errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
+from .launch.interruptions import Watch
+from .launch.stopping import StopRequest, stopping_on_signals
+from .launch.supervise import Budget, Outcome, supervise
 from .provenance import code_and_versions
+from .request import Request, channel_of, claimed, mapping_of, validated
 from .spot import Spot
 from .tracking.console import Progress, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
 from .tracking.record import JobRecord
-from .work import AlgorithmWork, ScriptWork, Work
 
 GRACE_SECONDS = 30.0
-_NAME = re.compile(r"[a-zA-Z0-9](?:[-_.]?[a-zA-Z0-9])*")
-_CHANNEL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_LAUNCHERS = {"local": LocalLauncher}
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +132,7 @@ class TrainingJob:
                     raise UserError(f"a job needs the field '{key}'; see `phalanx run --schema`")
         values = dict(given)
         values["inputs"] = {
-            n: c if isinstance(c, str) else _channel(n, c) for n, c in _mapping("inputs", given.get("inputs", {})).items()
+            n: c if isinstance(c, str) else channel_of(n, c) for n, c in mapping_of("inputs", given.get("inputs", {})).items()
         }
         return cls(**values)
 
@@ -162,9 +150,9 @@ class TrainingJob:
             UserError, AlgorithmError, PlatformError, Stopped: each with the `JobResult` as `.result` (None when the request
                 itself was wrong and no job began).
         """
-        request = _validated(self)
+        request = validated(self)
         shown = progress_for() if progress is True else Silent() if progress is False else progress
-        earlier = _claimed(self, request)
+        earlier = claimed(self, request)
         record = JobRecord(request.url, name=request.name, algorithm=request.work.label, earlier=earlier)
         with tempfile.TemporaryDirectory(prefix="phalanx-job-") as scratch:
             try:
@@ -173,168 +161,12 @@ class TrainingJob:
                 record.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """A job after validation: nothing in it can be wrong in a way that could have been seen without starting."""
-
-    name: str
-    url: str
-    work: Work
-    inputs: Mapping[str, Channel]
-    files: Mapping[str, list[storage.File]]
-    threads: int
-    launcher: Launcher
-    checkpoints: Mapping[str, Any] | None  # as `trainer.saving.Saver` takes them
-    spot: Spot | None
-    sources: Sequence[InterruptionSource]
-
-
-def _validated(job: TrainingJob) -> _Request:
-    if job.algorithm is not None and job.script is None:
-        registry.entry(job.algorithm)  # the name first: it is what one most easily gets wrong
-    _whole("workers", job.workers, 1)
-    launcher = _launcher(job.launcher)
-    inputs = {n: Channel(url=c) if isinstance(c, str) else c for n, c in _mapping("inputs", job.inputs).items()}
-    _whole("micro_batches", job.micro_batches, 1)
-    if job.elastic not in (None, "exact"):
-        raise UserError(f"elastic must be 'exact' or left out, not {job.elastic!r}")
-    work = _work(job, launcher, inputs)
-    _whole("max_restarts", job.max_restarts, 0)
-    _whole("seed", job.seed, 0)
-    if job.threads_per_worker is not None:
-        _whole("threads_per_worker", job.threads_per_worker, 1)
-    _seconds("max_runtime_s", job.max_runtime_s)
-    _seconds("hang_timeout_s", job.hang_timeout_s)
-    name = job.name or f"{work.slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    if len(name) > 63 or not _NAME.fullmatch(name):
-        raise UserError(f"name '{name}' is not allowed: 1 to 63 letters and digits, with single - _ . between them")
-    for channel_name in inputs:
-        if not _CHANNEL_NAME.fullmatch(channel_name):
-            raise UserError(f"channel name '{channel_name}' is not allowed: 1 to 64 letters, digits, - _ .")
-    work.check_inputs(inputs)
-    files = {n: [file for url in channel.urls for file in storage.list_files(url)] for n, channel in inputs.items()}
-    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
-    url = storage.join(job.output, name)
-    spot = _spot(job.spot)
-    return _Request(
-        name=name,
-        url=url,
-        work=work,
-        inputs=inputs,
-        files=files,
-        threads=job.threads_per_worker or max(1, cores // job.workers),
-        launcher=launcher,
-        checkpoints=_checkpoints(job, name, url),
-        spot=spot,
-        sources=[] if spot is None else [source_of(text) for text in spot.notices],
-    )
-
-
-def _checkpoints(job: TrainingJob, name: str, url: str) -> dict[str, Any] | None:
-    if job.resume and job.name is None:
-        raise UserError("resume goes on with a job of a name: give the name of the job that was interrupted")
-    keep = {"last": job.keep} if isinstance(job.keep, int) else job.keep
-    known = {f.name for f in fields(Retention)}
-    if not isinstance(keep, Mapping) or isinstance(job.keep, bool):
-        raise UserError(
-            f"keep={job.keep!r} is not allowed: a number of checkpoints, or a mapping with {', '.join(sorted(known))}"
-        )
-    for key in keep:
-        if key not in known:
-            raise UserError(f"keep has no field '{key}'; {nearest(str(key), known)}")
-    Retention(**keep)
-    if str(job.checkpoint_every) == "never":
-        if job.resume:
-            raise UserError("resume needs checkpoints, and checkpoint_every is never")
-        return None
-    parse_when(job.checkpoint_every)
-    place = job.checkpoints or storage.join(url, "checkpoints")
-    if storage.is_local(place):
-        place = str(storage.local_path(place).absolute())  # a script runs in another folder
-    return {"url": place, "job": name, "every": str(job.checkpoint_every), "keep": dict(keep), "begun": time.time()}
-
-
-def _spot(given: Spot | Mapping[str, Any] | None) -> Spot | None:
-    if given is None or isinstance(given, Spot):
-        return given
-    known = {f.name for f in fields(Spot)}
-    if not isinstance(given, Mapping):
-        raise UserError(f"spot must be a phalanx.Spot or a mapping with {', '.join(sorted(known))}, not {given!r}")
-    for key in given:
-        if key not in known:
-            raise UserError(f"spot has no field '{key}'; {nearest(str(key), known)}")
-    return Spot(**given)
-
-
-def _claimed(job: TrainingJob, request: _Request) -> Mapping[str, Any] | None:
-    """Make the job's folder, or take over that of the job to go on with; return the status it had.
-
-    Raises:
-        UserError: the folder or checkpoints of this name are there and resume was not asked for, or the job has completed.
-    """
-    earlier = storage.read_json(storage.join(request.url, "status.json")) if job.resume else None
-    if earlier is None:
-        storage.claim_folder(request.url)
-    elif earlier.get("status") == "Completed":
-        raise UserError(f"the job '{request.name}' has completed: there is nothing to resume; its artifact is in {request.url}")
-    if not job.resume and request.checkpoints is not None and job.checkpoints is not None:
-        found = [info for info in checkpoints_at(request.checkpoints["url"], content=False) if info.job == request.name]
-        if found:
-            raise UserError(
-                f"there are checkpoints of a job '{request.name}' at {storage.redact(job.checkpoints)} (newest: step "
-                f"{found[0].step}): go on from them with resume, or give another name or place"
-            )
-    return earlier
-
-
-def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel]) -> Work:
-    """Return what the workers are to do: exactly one of an algorithm and a script was given."""
-    if (job.algorithm is None) == (job.script is None):
-        given = "neither was given" if job.script is None else f"both were given: {job.algorithm} and {job.script}"
-        raise UserError(f"a job runs an algorithm or a script; {given}")
-    if job.algorithm is not None:
-        for field_name in ("source_dir", "arguments", "strategy", "metric_definitions"):
-            if getattr(job, field_name):
-                raise UserError(f"{field_name} is for scripts, and the job runs the algorithm {job.algorithm}")
-        if job.elastic is not None and not registry.entry(job.algorithm).elastic:
-            exact = ", ".join(name for name, entry in registry.algorithms().items() if entry.elastic)
-            raise UserError(
-                f"elastic='exact': what {job.algorithm} learns depends on the number of workers; it does not for {exact}, "
-                "nor for a script's phalanx.Trainer"
-            )
-        return AlgorithmWork(job.algorithm, job.hyperparameters, workers=job.workers, inputs=inputs, prepare=launcher.prepare)
-    launcher.prepare(())  # its workers are forked from the warm server, to become interpreters of their own
-    return ScriptWork(
-        str(job.script),
-        source_dir=job.source_dir,
-        given=job.hyperparameters,
-        arguments=job.arguments,
-        strategy=job.strategy if job.elastic is None else _exact(job),
-        metric_definitions=job.metric_definitions,
-        inputs=inputs,
-        variables=list(job.environment),
-    )
-
-
-def _exact(job: TrainingJob) -> str:
-    """Return the strategy of a script whose result must not depend on the number of workers.
-
-    Raises:
-        UserError: another strategy was given, or the workers cannot share the micro-batches evenly.
-    """
-    if job.strategy not in (None, "ddp", "exact"):
-        raise UserError(f"elastic='exact' is the strategy 'exact'; strategy='{job.strategy}' was given as well: leave one out")
-    if job.micro_batches % job.workers:
-        raise UserError(f"micro_batches={job.micro_batches} is no multiple of workers={job.workers}, who share them evenly")
-    return f"exact:micro_batches={job.micro_batches}"
-
-
 @final
 class _Run:
     """One pass of a validated job through launcher, workers and publishing."""
 
     def __init__(
-        self, job: TrainingJob, request: _Request, record: JobRecord, progress: Progress, scratch: Path, stop: StopRequest
+        self, job: TrainingJob, request: Request, record: JobRecord, progress: Progress, scratch: Path, stop: StopRequest
     ) -> None:
         self._job = job
         self._request = request
@@ -352,7 +184,7 @@ class _Run:
         )
         self._progress.started(request.name, f"{request.work.label} on {workers}, to {storage.redact(request.url)}")
         try:
-            with _signals(self._stop):
+            with stopping_on_signals(self._stop):
                 with Housekeeping(self._record, self._on_line):
                     outcome = self._supervise()
                     artifact = self._publish(outcome)
@@ -373,19 +205,20 @@ class _Run:
     def _supervise(self) -> Outcome:
         request, job = self._request, self._job
         spot = request.spot
+        checkpoints = None if request.checkpoints is None else {**request.checkpoints, "begun": time.time()}
         limits = [s for s in (job.max_runtime_s, None if spot is None else spot.max_wait_s) if s is not None]
         spec = WorkerSpec(
             workers=job.workers,
             log_folder=self._record.logs,
             attempt=0,
-            environment={**dict(job.environment), **environment.checkpoint_variables(request.checkpoints)},
+            environment={**dict(job.environment), **environment.checkpoint_variables(checkpoints)},
             threads=request.threads,
         )
         given: dict[str, Any] = {
             "name": request.name,
             "inputs": {name: channel.to_json() for name, channel in request.inputs.items()},
             "seed": job.seed,
-            "checkpoints": request.checkpoints,
+            "checkpoints": checkpoints,
         }
         output = storage.local_path(job.output) if storage.is_local(job.output) else None
         spec = request.work.begin(spec, given, self._scratch, output, self._record.printed)
@@ -502,6 +335,8 @@ class _Run:
             "spot": None if request.spot is None else asdict(request.spot),
             "resume": job.resume,
             "hang_timeout_s": job.hang_timeout_s,
+            "elastic": job.elastic,
+            "micro_batches": job.micro_batches,
             "provenance": {
                 **code_and_versions(),
                 "data": {
@@ -514,60 +349,3 @@ class _Run:
                 },
             },
         }
-
-
-@contextmanager
-def _signals(stop: StopRequest) -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM stop the job in order; a second Ctrl-C does not wait. Only the main thread can listen."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        code = EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM
-        stop.request(f"stopped by {signal.Signals(number).name}", code)
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _launcher(given: str | Launcher) -> Launcher:
-    if not isinstance(given, str):
-        return given
-    if given not in _LAUNCHERS:
-        raise UserError(f"there is no launcher '{given}'; {nearest(given, _LAUNCHERS)}")
-    return _LAUNCHERS[given]()
-
-
-def _channel(name: str, given: Any) -> Channel:
-    known = {f.name for f in fields(Channel)}
-    if isinstance(given, Channel):
-        return given
-    if isinstance(given, list):
-        return Channel(url=given)
-    if not isinstance(given, Mapping) or "url" not in given:
-        raise UserError(f"inputs.{name} must be a URL, a list of URLs, or a mapping with 'url'")
-    for key in given:
-        if key not in known:
-            raise UserError(f"inputs.{name} has no field '{key}'; {nearest(str(key), known)}")
-    return Channel(**given)
-
-
-def _mapping(what: str, given: Any) -> Mapping[str, Any]:
-    if not isinstance(given, Mapping):
-        raise UserError(f"{what} must be a mapping of channel names to URLs or Channels, not {type(given).__name__}")
-    return given
-
-
-def _whole(name: str, value: Any, low: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low:
-        raise UserError(f"{name}={value!r} is not allowed: it must be a whole number of at least {low}")
-
-
-def _seconds(name: str, value: float | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0):
-        raise UserError(f"{name}={value!r} is not allowed: it must be a number of seconds above 0, or None for no limit")

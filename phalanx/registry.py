@@ -44,6 +44,7 @@ _BUILT_IN = {
         "linear weights and interactions of all pairs of features, for sparse rows",
         hyperparameters="phalanx.algorithms.factorization_machines_hyperparameters:FactorizationMachinesHyperparameters",
         preload=("phalanx.algorithms.factorization_machines", "phalanx.algorithms.factorization_machines_fit"),
+        elastic=True,
     ),
     "kmeans": Entry(
         "phalanx.algorithms.kmeans:KMeans",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, ClassVar, Self, final
 
 import numpy as np
 
-from ..contracts import Array, Csr, Entry, Features, Session, State
+from ..contracts import Array, Entry, Features, Session, State
 from ..errors import AlgorithmError, UserError
 from ..hyperparameters import parse, to_json
 from .factorization_machines_hyperparameters import FactorizationMachinesHyperparameters
-from .reading import first_not_finite, numbers, width_of
+from .reading import requested_rows
 
 if TYPE_CHECKING:
     from .factorization_machines_fit import Training
@@ -96,13 +96,7 @@ class FactorizationMachines:
         from .kernels import factorization as loops
 
         table = self._trained()
-        rows = numbers(requests, "the request")
-        width = width_of(rows)
-        if width != self._width and not (isinstance(rows, Csr) and width < self._width):
-            raise UserError(f"the requests have {width} features; this factorization machine was trained on {self._width}")
-        if not np.isfinite(rows.values if isinstance(rows, Csr) else rows).all():
-            row, column, value = first_not_finite(rows)
-            raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be scored")
+        rows = requested_rows(requests, self._width, "this factorization machine")
         whole = sparse(rows)
         places = np.empty(len(whole.indices), dtype=np.int64)
         loops.find_columns(self.occurring, whole.indices, places)

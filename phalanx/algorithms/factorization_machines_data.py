@@ -11,12 +11,12 @@ from typing import final
 
 import numpy as np
 
-from ..contracts import Array, Batch, Collective, Csr, Session, Shard
+from ..contracts import Array, Batch, Csr, Session, Shard
 from ..errors import UserError
 from ..parallel.collective import together
 from .factorization_machines_hyperparameters import FactorizationMachinesHyperparameters
 from .kernels import factorization as loops
-from .reading import first_not_finite, numbers, width_of
+from .reading import copies, first_not_finite, numbers, width_of
 
 READ_ROWS = 8192
 _WAITING = 1 << 20  # entries of rows whose columns are looked at together
@@ -182,11 +182,6 @@ def sparse(features: Array | Csr) -> Csr:
     row, column = np.nonzero(features)
     indptr = np.searchsorted(row, np.arange(len(features) + 1)).astype(np.int64)
     return Csr(indptr, column.astype(np.int64), np.ascontiguousarray(features[row, column]), int(features.shape[1]))
-
-
-def copies(world: Collective, shard: Shard) -> int:
-    """Return how many ranks see each row of a channel."""
-    return world.size if shard.parts == 1 else 1
 
 
 def _largest(entries: list[tuple[Array, Array]]) -> tuple[Array, Array]:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from ..contracts import Array, Entry, Session, State
-from ..errors import UserError, nearest
-from .factorization_machines_data import READ_ROWS, Piece, Reader, Survey, copies
+from ..errors import UserError
+from .factorization_machines_data import READ_ROWS, Piece, Reader, Survey
 from .factorization_machines_hyperparameters import FactorizationMachinesHyperparameters
 from .factorization_machines_tables import SUMS, Tables, measured, metrics_of, raw_scores, summed
+from .reading import copies, train_channel, used_channels
 
 if TYPE_CHECKING:
     from .factorization_machines import FactorizationMachines
@@ -183,16 +184,10 @@ class Training:
 
 def _check_channels(session: Session, wanted: FactorizationMachinesHyperparameters) -> int:
     """Return the width of rows."""
-    train = session.channels.get("train")
-    if train is None:
-        raise UserError(f"factorization_machines needs a channel 'train'; {nearest('train', session.channels)}")
-    if train.rows == 0:
-        raise UserError("channel 'train' has no rows")
+    train = train_channel(session, "factorization_machines")
     width = (train.columns or 0) if wanted.feature_dim == "auto" else wanted.feature_dim
-    for name in [name for name in ("train", "validation", "test") if name in session.channels]:
-        columns = session.channels[name].columns
-        if columns is None:
-            raise UserError(f"factorization_machines needs rows of numbers, channel '{name}' holds text or JSON records")
+    for name in used_channels(session):
+        columns = session.channels[name].columns or 0
         if columns > width:
             limit = f"channel 'train' has {width}" if wanted.feature_dim == "auto" else f"feature_dim={width}"
             raise UserError(f"channel '{name}' has {columns} features where {limit}; set feature_dim={columns} or leave it out")

@@ -19,7 +19,7 @@ import numpy as np
 from ..contracts import Array, Entry, Features, Session, Shard, State
 from ..errors import AlgorithmError, UserError
 from ..hyperparameters import hyper, parse, to_json
-from .reading import NumericBatches, first_not_finite, numbers, width_of
+from .reading import NumericBatches, first_not_finite, numbers, train_channel, width_of
 
 if TYPE_CHECKING:
     from .kernels.nearest import Assigner
@@ -213,7 +213,7 @@ class KMeans:
         assigner = Assigner(1)
         if not np.isfinite(assigner.largest(rows)).all():
             row, column, value = first_not_finite(rows)
-            raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be assigned")
+            raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be scored")
         labels, distances = assigner.assign(rows, Centers(trained))
         return {
             "closest_cluster": labels.astype(np.float32),
@@ -271,11 +271,7 @@ class KMeans:
     def _train_channel(self, session: Session) -> Shard:
         """Return the channel `train`, which must fit the hyperparameters."""
         wanted = self.hyperparameters
-        train = session.channels.get("train")
-        if train is None:
-            raise UserError(f"kmeans needs the channel 'train'; given: {', '.join(sorted(session.channels)) or 'none'}")
-        if train.columns is None:
-            raise UserError("kmeans needs rows of numbers, channel 'train' holds text or JSON records")
+        train = train_channel(session, "kmeans")
         if wanted.feature_dim is not None and wanted.feature_dim != train.columns:
             raise UserError(
                 f"feature_dim={wanted.feature_dim} but channel 'train' has {train.columns} features; "

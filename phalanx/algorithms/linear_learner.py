@@ -17,7 +17,7 @@ from ..contracts import Array, Csr, Entry, Features, Session, State
 from ..errors import AlgorithmError, UserError
 from ..hyperparameters import parse, to_json
 from .linear_learner_hyperparameters import LinearLearnerHyperparameters
-from .reading import first_not_finite, numbers, width_of
+from .reading import requested_rows
 
 if TYPE_CHECKING:
     from .linear_learner_fit import Training
@@ -78,13 +78,7 @@ class LinearLearner:
         from .kernels import linear as loops
 
         weights = self._trained()
-        rows = numbers(requests, "the request")
-        width, columns = width_of(rows), len(weights) - 1
-        if width != columns and not (isinstance(rows, Csr) and width < columns):
-            raise UserError(f"the requests have {width} features; this linear model was trained on {columns}")
-        if not np.isfinite(rows.values if isinstance(rows, Csr) else rows).all():
-            row, column, value = first_not_finite(rows)
-            raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be scored")
+        rows = requested_rows(requests, len(weights) - 1, "this linear model")
         out = np.zeros((len(rows), weights.shape[1]))
         inner = np.ascontiguousarray(weights[:-1])
         if isinstance(rows, Csr):

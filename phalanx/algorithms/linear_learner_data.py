@@ -18,7 +18,7 @@ from ..parallel.collective import together
 from .fixed_point import grid, snap
 from .kernels import linear as loops
 from .linear_learner_hyperparameters import LinearLearnerHyperparameters
-from .reading import NumericBatches
+from .reading import NumericBatches, copies
 
 READ_ROWS = 8192  # that are read at once where the batch is ours to choose; its blocks have 256 rows
 _MOST_MOMENT_ROWS = 1024
@@ -284,11 +284,6 @@ class _Moments:
             label_mean=float(mean[-1]) if label_unbias else 0.0,
             label_deviation=float(deviation[-1]) if label_scale else 1.0,
         )
-
-
-def copies(world: Collective, shard: Shard) -> int:
-    """Return how many ranks see each row of a channel."""
-    return world.size if shard.parts == 1 else 1
 
 
 def largest_of(features: Array | Csr) -> Array:

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, final
 import numpy as np
 
 from ..contracts import Array, Entry, Session, State
-from ..errors import UserError, nearest
+from ..errors import UserError
 from . import linear_learner_metrics as measures
 from .linear_learner import default_threshold, probabilities
 from .linear_learner_candidates import class_weights, grid_of
 from .linear_learner_curvature import MOST_COLUMNS, Curvature, measure
-from .linear_learner_data import Piece, Reader, copies
+from .linear_learner_data import Piece, Reader
 from .linear_learner_descent import Descent, Schedule
 from .linear_learner_hyperparameters import LinearLearnerHyperparameters
 from .linear_learner_losses import loss_of, slope_change
 from .linear_learner_objective import Objective, scores
 from .linear_learner_screening import KEPT, LOOSER, PASSES, screening
 from .linear_learner_solver import Penalty, Solver
+from .reading import copies, train_channel, used_channels
 
 if TYPE_CHECKING:
     from .linear_learner import LinearLearner
@@ -326,15 +327,9 @@ def _least(values: Array) -> float:
 
 
 def _check_channels(session: Session, wanted: LinearLearnerHyperparameters) -> None:
-    train = session.channels.get("train")
-    if train is None:
-        raise UserError(f"linear_learner needs a channel 'train'; {nearest('train', session.channels)}")
-    if train.rows == 0:
-        raise UserError("channel 'train' has no rows")
-    for name in [name for name in ("train", "validation", "test") if name in session.channels]:
-        columns = session.channels[name].columns
-        if columns is None:
-            raise UserError(f"linear_learner needs rows of numbers, channel '{name}' holds text or JSON records")
+    train = train_channel(session, "linear_learner")
+    for name in used_channels(session):
+        columns = session.channels[name].columns or 0
         if columns > (train.columns or 0):
             raise UserError(f"channel '{name}' has {columns} features where channel 'train' has {train.columns}")
     if wanted.feature_dim not in ("auto", train.columns):

@@ -16,7 +16,7 @@ import numpy as np
 from ..contracts import Array, Entry, Features, Session, Shard, State
 from ..errors import AlgorithmError, UserError
 from ..hyperparameters import hyper, parse, to_json
-from .reading import NumericBatches, first_not_finite, numbers, width_of
+from .reading import NumericBatches, numbers, refuse_not_finite, train_channel, width_of
 
 if TYPE_CHECKING:  # numba takes a second to load: who only reads hyperparameters is spared
     from .random_cut_forest_sample import Sample, Shingles
@@ -259,9 +259,7 @@ class RandomCutForest:
             fits = f"{wide}" if size == 1 else f"rows of {wide // size} or windows of {wide} (shingle_size={size})"
             raise UserError(f"the requests have {width} features; this random cut forest was trained on {fits}")
         rows = np.ascontiguousarray(dense_rows(given, 0, len(given)))
-        if not np.isfinite(rows).all():
-            row, column, value = first_not_finite(rows)
-            raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be scored")
+        refuse_not_finite(rows)
         _refuse_large(float(np.abs(rows).max(initial=0)), "the request")
         return rows
 
@@ -278,14 +276,7 @@ class RandomCutForest:
         return np.concatenate([np.repeat(windows[:1], size - 1, axis=0), windows])
 
     def _train_channel(self, session: Session) -> Shard:
-        train, wanted = session.channels.get("train"), self.hyperparameters
-        if train is None:
-            given = ", ".join(sorted(session.channels)) or "none"
-            raise UserError(f"random_cut_forest needs the channel 'train'; given: {given}")
-        if train.columns is None:
-            raise UserError("random_cut_forest needs rows of numbers, channel 'train' holds text or JSON records")
-        if train.rows == 0:
-            raise UserError("random_cut_forest needs at least one row; channel 'train' has none")
+        train, wanted = train_channel(session, "random_cut_forest"), self.hyperparameters
         if train.rows < wanted.shingle_size:
             raise UserError(f"shingle_size={wanted.shingle_size} needs as many rows; channel 'train' has {train.rows}")
         if wanted.feature_dim not in (None, train.columns):

@@ -7,8 +7,8 @@ from typing import final
 
 import numpy as np
 
-from ..contracts import Array, Batch, Collective, Csr, Features, Records, Shard
-from ..errors import UserError
+from ..contracts import Array, Batch, Collective, Csr, Features, Records, Session, Shard
+from ..errors import UserError, nearest
 from ..parallel.collective import together
 
 
@@ -81,6 +81,53 @@ class NumericBatches:
         return largest
 
 
+def train_channel(session: Session, algorithm: str) -> Shard:
+    """Return the channel to learn from.
+
+    Raises:
+        UserError: there is none, it has no rows, or one of the channels train, validation and test holds no rows of numbers.
+    """
+    train = session.channels.get("train")
+    if train is None:
+        raise UserError(f"{algorithm} needs a channel 'train'; {nearest('train', session.channels)}")
+    if train.rows == 0:
+        raise UserError("channel 'train' has no rows")
+    for name in used_channels(session):
+        if session.channels[name].columns is None:
+            raise UserError(f"{algorithm} needs rows of numbers, channel '{name}' holds text or JSON records")
+    return train
+
+
+def used_channels(session: Session) -> list[str]:
+    """Return which of the channels that algorithms for tables take are there."""
+    return [name for name in ("train", "validation", "test") if name in session.channels]
+
+
+def requested_rows(requests: Features, columns: int, model: str) -> Array | Csr:
+    """Return the rows of a request; sparse ones may be narrower than the `columns` that `model` was trained on.
+
+    Raises:
+        UserError: they are no rows of `columns` finite numbers.
+    """
+    rows = numbers(requests, "the request")
+    width = width_of(rows)
+    if width != columns and not (isinstance(rows, Csr) and width < columns):
+        raise UserError(f"the requests have {width} features; {model} was trained on {columns}")
+    refuse_not_finite(rows)
+    return rows
+
+
+def refuse_not_finite(rows: Array | Csr) -> None:
+    """Check the rows of a request.
+
+    Raises:
+        UserError: a number is NaN or infinite.
+    """
+    if not np.isfinite(rows.values if isinstance(rows, Csr) else rows).all():
+        row, column, value = first_not_finite(rows)
+        raise UserError(f"request {row + 1}: feature {column + 1} is {value}; only finite numbers can be scored")
+
+
 def numbers(features: Features, what: str) -> Array | Csr:
     """Return features as rows of float32 numbers, dense or sparse.
 
@@ -108,6 +155,11 @@ def first_not_finite(features: Array | Csr) -> tuple[int, int, float]:
     row = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
     column = int(np.flatnonzero(~np.isfinite(features[row]))[0])
     return row, column, float(features[row, column])
+
+
+def copies(world: Collective, shard: Shard) -> int:
+    """Return how many ranks see each row of a channel."""
+    return world.size if shard.parts == 1 else 1
 
 
 def _raise(error: Exception | None) -> None:

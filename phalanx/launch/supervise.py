@@ -11,13 +11,13 @@ from typing import final
 
 from .. import environment, pulse
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
-from ..errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, PlatformError, Stopped, UserError, from_record
+from ..errors import AlgorithmError, Interruption, PhalanxError, PlatformError, Stopped, UserError, from_record
 from .hangs import Hang, HangWatch, beat_seconds
 from .interruptions import Notice, Watch
 from .logs import Logs
 from .starting import Starting
+from .stopping import POLL_SECONDS, StopRequest
 
-_POLL_SECONDS = 0.1
 _DECLARE_SECONDS = 2.0  # after the first failure the other ranks may still declare theirs
 _ANSWER_SECONDS = 1.0  # in which a rank that hangs may write its stack
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 60.0
@@ -53,47 +53,6 @@ class Outcome:
     secondary_status: str  # Completed, Failed, Stopped, MaxRuntimeExceeded
     restarts: int  # of both kinds
     interruptions: int = 0
-
-
-@final
-class StopRequest:
-    """Asks a running job to stop, from any thread or a signal handler; a second request does not wait for the workers.
-
-    There is no lock in it: a handler may run while its own thread would hold one.
-    """
-
-    def __init__(self) -> None:
-        self._requests: list[tuple[str, int]] = []
-
-    @property
-    def reason(self) -> str | None:
-        """What asked first, None while nobody has."""
-        return self._requests[0][0] if self._requests else None
-
-    @property
-    def exit_code(self) -> int:
-        """The exit code of a job that is stopped."""
-        return self._requests[0][1] if self._requests else EXIT_SIGTERM
-
-    @property
-    def urgent(self) -> bool:
-        """Whether somebody asked again."""
-        return len(self._requests) > 1
-
-    def request(self, reason: str, exit_code: int) -> None:
-        """Ask; the first reason stays."""
-        self._requests.append((reason, exit_code))
-
-    def requested(self) -> bool:
-        """Return whether somebody asked."""
-        return bool(self._requests)
-
-    def wait(self, seconds: float) -> bool:
-        """Wait at most so long for a request; return whether there is one."""
-        end = time.monotonic() + seconds
-        while not self._requests and (left := end - time.monotonic()) > 0:
-            time.sleep(min(left, _POLL_SECONDS))
-        return self.requested()
 
 
 def decide(
@@ -197,7 +156,7 @@ def supervise(
         on_retry(error)
         stopped = limit.pause(decision.delay_s)
         while stopped is None and notice() is not None:
-            stopped = limit.pause(_POLL_SECONDS)
+            stopped = limit.pause(POLL_SECONDS)
         if stopped is None:
             is_interruption = isinstance(error, Interruption) and budget.max_interruptions is not None
             failures, interruptions = failures + (not is_interruption), interruptions + is_interruption
@@ -265,7 +224,7 @@ class _Attempt:
         """Run the group to its end; return why it failed, None when it did not or was stopped."""
         logs = Logs(self._spec.log_folder, self._spec.workers)
         try:
-            workers = Starting(launcher, self._spec).wait(self._is_enough, _POLL_SECONDS)
+            workers = Starting(launcher, self._spec).wait(self._is_enough, POLL_SECONDS)
         except PlatformError as error:
             return error
         if workers is None:
@@ -279,7 +238,7 @@ class _Attempt:
             if self._hang_timeout_s is not None:
                 self._hangs = HangWatch(workers.members, self._hang_timeout_s)
             while self._left:
-                for happened in workers.poll(_POLL_SECONDS):
+                for happened in workers.poll(POLL_SECONDS):
                     self._take(happened)
                 self._check_limit(workers)
                 self._check_notice(workers)

@@ -146,6 +146,9 @@ class AlgorithmChecks:
         )
         assert once == again
 
+    def test_the_registry_says_whether_workers_change_the_model(self) -> None:
+        assert registry.algorithms()[self.name].elastic == self.exact_over_workers
+
     @pytest.mark.parametrize("how", [Circumstances(2), Circumstances(3), Circumstances(4, threads=2), Circumstances(threads=2)])
     def test_workers_and_threads_do_not_change_the_model(self, tmp_path: Path, how: Circumstances) -> None:
         if not self.exact_over_workers:

@@ -23,7 +23,8 @@ import pytest
 
 from ..contracts import Event, Exit, Launcher, Workers, WorkerSpec
 from ..errors import AlgorithmError, PlatformError, Stopped, UserError
-from ..launch.supervise import Budget, Outcome, StopRequest, supervise
+from ..launch.stopping import StopRequest
+from ..launch.supervise import Budget, Outcome, supervise
 
 _HERE = "phalanx.testing.launcher_targets"
 _PATIENCE_S = 60.0

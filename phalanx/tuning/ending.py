@@ -1,19 +1,13 @@
-"""When a sweep ends: enough is reached, or somebody asks."""
+"""When a sweep needs no more trials."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import FrameType
+from collections.abc import Mapping, Sequence
 
-from ..errors import EXIT_SIGINT, EXIT_SIGTERM
-from ..launch.supervise import StopRequest
 from .plan import Plan
 from .search import Known
 from .stopping import improved_at
-from .trial import Message, Trial, Wake
+from .trial import Trial
 
 _CONVERGED_TRIALS, _CONVERGED_SHARE = 15, 0.01
 _MISSING = 1e9  # the violation of a constraint on a metric that was not reported
@@ -54,22 +48,3 @@ def violations_of(plan: Plan, trial: Trial) -> dict[str, float]:
         under = [] if low is None or value is None else [low - value]
         found[name] = _MISSING if value is None else max(over + under)
     return found
-
-
-@contextmanager
-def signals(stop: StopRequest, tell: Callable[[Message], None]) -> Iterator[None]:
-    """Within, Ctrl-C and SIGTERM stop the sweep in order; a second one does not wait. Only the main thread can listen."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def on_signal(number: int, frame: FrameType | None) -> None:
-        stop.request(f"stopped by {signal.Signals(number).name}", EXIT_SIGINT if number == signal.SIGINT else EXIT_SIGTERM)
-        tell(Wake())
-
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -16,8 +16,8 @@ from typing import Any, final
 from .. import storage
 from ..contracts import Json
 from ..errors import PhalanxError, PlatformError, Stopped, UserError, error_of_kind
-from ..launch.supervise import StopRequest
-from .ending import completed, signals, violations_of
+from ..launch.stopping import StopRequest, stopping_on_signals
+from .ending import completed, violations_of
 from .ledger import Ledger, Remembered
 from .plan import Plan, described, write
 from .recall import fill_in, never_reported, recorded_error
@@ -83,7 +83,7 @@ class Sweep:
         self._view.started(self._plan)
         reason = "Stopped"
         try:
-            with signals(self._stop, self._messages.put):
+            with stopping_on_signals(self._stop, lambda: self._messages.put(Wake())):
                 self._take_up()
                 self._write("InProgress", "")
                 self._loop()

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from ..errors import UserError, nearest
 from ..job import TrainingJob
+from ..request import options
 from .options import Completion, WarmStart
 from .ranges import from_json
 from .tuner import Tuner
-
-T = TypeVar("T", Completion, WarmStart)
 
 
 def read(path: Path, changes: Mapping[str, Any] | None = None) -> Tuner:
@@ -65,18 +63,7 @@ def from_mapping(given: Any, changes: Mapping[str, Any]) -> Tuner:
         if not isinstance(ranges, Mapping):
             raise UserError("ranges must be a mapping of hyperparameters to ranges")
         values["ranges"] = {str(name): from_json(str(name), found) for name, found in ranges.items()}
-    values["completion"] = _options(Completion, "completion", values.get("completion"))
-    values["warm_start"] = _options(WarmStart, "warm_start", values.get("warm_start"))
+    for name, kind in (("completion", Completion), ("warm_start", WarmStart)):
+        if values.get(name) is not None:
+            values[name] = options(kind, name, values[name])
     return Tuner(**values)
-
-
-def _options(kind: type[T], name: str, given: Any) -> T | None:
-    if given is None or isinstance(given, kind):
-        return given
-    known = [f.name for f in fields(kind)]
-    if not isinstance(given, Mapping):
-        raise UserError(f"{name} must be a mapping with {', '.join(known)}, not {given!r}")
-    for key in given:
-        if key not in known:
-            raise UserError(f"{name} has no field '{key}'; {nearest(str(key), known)}")
-    return kind(**given)

@@ -14,7 +14,7 @@ from ..contracts import Json
 from ..data.channel import Channel
 from ..errors import EXIT_SIGTERM, AlgorithmError, UserError, nearest
 from ..job import TrainingJob
-from ..launch.supervise import StopRequest
+from ..launch.stopping import StopRequest
 from . import declared
 from .claim import claimed
 from .declared import Objective

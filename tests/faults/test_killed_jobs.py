@@ -87,6 +87,7 @@ def test_killed_workers_cost_nothing(
     result = job(kind, data, tmp_path, "job").run(progress=killer)
     case()
     assert result.status == "Completed"
+    assert bool(killer.killed) == (places != ("Uploading",))
     assert (tmp_path / "job" / "model.tar.gz").read_bytes() == whole(kind)
     assert result.restarts == (0 if not killer.killed else len(places))
     lines = (tmp_path / "job" / "metrics.jsonl").read_text().splitlines()

@@ -19,7 +19,8 @@ import pytest
 from phalanx.errors import PlatformError, UserError
 from phalanx.launch.forkserver import SpawnFds, receive_request, send_request
 from phalanx.launch.local import LocalLauncher
-from phalanx.launch.supervise import Budget, StopRequest, supervise
+from phalanx.launch.stopping import StopRequest
+from phalanx.launch.supervise import Budget, supervise
 from phalanx.launch.warm import acquire_server, close_servers
 from phalanx.testing.launcher_checks import of_kind, run_to_end, spec, until, wait_until_gone
 

@@ -361,7 +361,7 @@ def test_the_batch_solver_reads_a_channel_that_is_replicated(tmp_path: Path) -> 
 
 
 def test_a_job_without_training_data(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="kmeans needs the channel 'train'; given: test"):
+    with pytest.raises(UserError, match="kmeans needs a channel 'train'"):
         make(k=2).fit(MemorySession({"test": Rows(np.eye(4)).shard()}, tmp_path))
 
 

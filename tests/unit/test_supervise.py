@@ -14,7 +14,8 @@ import pytest
 from phalanx.contracts import Event, Exit, Member, WorkerSpec
 from phalanx.errors import AlgorithmError, Interruption, PhalanxError, PlatformError, Stopped, UserError, to_record
 from phalanx.launch import supervise as module
-from phalanx.launch.supervise import Budget, GiveUp, Outcome, Retry, StopRequest, decide, root_cause, supervise
+from phalanx.launch.stopping import StopRequest
+from phalanx.launch.supervise import Budget, GiveUp, Outcome, Retry, decide, root_cause, supervise
 
 LOST = PlatformError("lost a peer")
 Happened = Event | Exit | Callable[[], None]  # a callable is played, and nobody is told

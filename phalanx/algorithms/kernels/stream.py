@@ -12,7 +12,7 @@ import numpy as np
 from ...contracts import Array, Batch, Collective, Csr, Shard
 from ...errors import UserError
 from ..fixed_point import grid, snap
-from ..reading import NumericBatches
+from ..reading import NumericBatches, copies
 from . import kmeans as loops
 from .lloyd import Init, Reduction, choose, random_stream, trial
 from .nearest import Assigner, Centers, dense_rows
@@ -162,6 +162,6 @@ def evaluate(
         parts = world.all_gather([float(snap(weights, grid(heaviest, batch_rows)).sum()), float(costs.sum())])
         total[:] += [part[0] for part in parts]
         cost[:] += [part[1] for part in parts]
-    copies = world.size if shard.parts == 1 else 1  # then each rank saw every row, and the first is as good as any
-    ssd, weight = (float(values[0] if copies > 1 else values.sum()) for values in (cost, total))
+    replicated = copies(world, shard) > 1  # then each rank saw every row, and the first is as good as any
+    ssd, weight = (float(values[0] if replicated else values.sum()) for values in (cost, total))
     return {"msd": ssd / (weight or 1.0), "ssd": ssd}
