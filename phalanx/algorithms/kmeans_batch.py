@@ -24,6 +24,7 @@ from .fixed_point import grid
 from .kernels.lloyd import Init, Reduction, choose, random_stream
 from .kernels.nearest import Assigner, Centers, Known, Sums, dense_rows
 from .kernels.stream import Stream, first_of_equals, reduce_stream
+from .kmeans_swaps import Part, Rows, swap
 from .reading import NumericBatches, numbers
 
 _START_ROWS, _START_ROWS_EACH = 2048, 10  # of the sample that starts are tried on; for each centre
@@ -31,11 +32,13 @@ _START_BYTES = 64 << 20  # that every rank holds of it; two rows a centre it has
 _START_ITERATIONS = 5
 _GROWTH = 4  # of the sample from stage to stage
 _SAMPLE_SHARE = 4  # the sample has at most a quarter of all rows
-_STAGE_TOLERANCE = 3e-3  # relative improvement below which the sample grows
+_STAGE_TOLERANCE = 1e-2  # relative improvement below which the sample grows
 _READ_BYTES = 32 << 20
-_STARTS, _START_COST = 3, 2 * 10**9
-
-Part = tuple[int, Array | Csr, Array]  # number of the first row, rows of this rank, their weights; no weights where all are 1
+_STARTS, _START_COST = 3, 5 * 10**8
+_CANDIDATES = 2  # of k-means++: swaps mend the rest
+_SWAPS = 6  # most rounds of them
+_SWAP_TOLERANCE = 2e-2  # relative improvement below which the next round comes
+_FEW_SWAPS = 256  # a round that swaps fewer than one cluster in so many is the last
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +62,23 @@ class Progress:
         self.step = 0
         self.centers: Array | None = None  # (k, D) float32
         self.active = 0  # rows of the sample that take part; 0: all rows of the channel do
+        self.swaps = 0  # rounds of swaps done
         self.passes = 0  # over all rows
         self.error = np.inf  # mean squared distance of the step before on the same rows
         self.done = False
 
     def state_dict(self) -> State:
         """Return everything."""
-        numbers_ = [self.step, self.active, self.passes, self.error if np.isfinite(self.error) else -1.0, int(self.done)]
+        error = self.error if np.isfinite(self.error) else -1.0
+        numbers_ = [self.step, self.active, self.passes, error, int(self.done), self.swaps]
         return {"lloyd": Entry(numbers_), "centers": Entry(self.centers)} if self.step else {"step": Entry(0)}
 
     def load_state_dict(self, state: State) -> None:
         """Go back to a state."""
         if "lloyd" not in state:
             return
-        step, active, passes, error, done = state["lloyd"].value
-        self.step, self.active, self.passes, self.done = int(step), int(active), int(passes), bool(done)
+        step, active, passes, error, done, swaps = state["lloyd"].value
+        self.step, self.active, self.passes, self.done, self.swaps = int(step), int(active), int(passes), bool(done), int(swaps)
         self.error = float(error) if error >= 0 else np.inf
         self.centers = np.asarray(state["centers"].value, dtype=np.float32)
 
@@ -110,19 +115,20 @@ class Descent:
         self._anchors = grid(np.append(self._largest * self._heaviest, self._heaviest), addends)
         self._known: list[Known] = []
         self._sums: Sums | None = None
-        self._drift: Array | None = None
+        self._seen: Array | None = None  # the centres that rows were last compared with
 
     def iterate(self, values: Array) -> tuple[Array, float, int, bool]:
         """Collective. Give every row its nearest centre, and every centre the mean of its rows.
 
         Args:
-            values: (k, D) float32 centres: those that the last call returned, or the first ones.
+            values: (k, D) float32 centres; the nearer to those of the call before, the fewer rows must be compared.
 
         Returns:
             The centres moved (k, D) float32; the mean squared distance before they moved; the rows that changed their
             centre; whether a centre without rows was put elsewhere.
         """
         centers = Centers(values)
+        drift = None if self._seen is None else _distances(values, self._seen)
         anchor = grid(centers.farthest(self._largest) * self._heaviest, self._addends)
         shape = (values.shape[0], values.shape[1])
         deltas = [Sums.zeros(shape) for _ in range(self._assigner.threads)]
@@ -133,7 +139,7 @@ class Descent:
                 if number == len(self._known):
                     self._known.append(Known.nothing(len(rows)))
                 known = self._known[number] = self._known[number].grown(len(rows))
-                changed += self._assigner.update(rows, weights, known, centers, self._drift, self._anchors, anchor, deltas)
+                changed += self._assigner.update(rows, weights, known, centers, drift, self._anchors, anchor, deltas)
             return changed
 
         changed = together(self._world, "clustering the rows of channel 'train'", sweep)
@@ -150,9 +156,32 @@ class Descent:
         moved = (self._sums.rows / np.where(counts > 0, counts, 1.0)[:, None]).astype(np.float32)
         moved[idle] = values[idle]
         repaired = bool(len(idle)) and self._revive(idle, moved)
-        difference = moved.astype(np.float64) - values
-        self._drift = np.sqrt(np.einsum("kd,kd->k", difference, difference)) * (1 + 1e-9)
+        self._seen = values
         return moved, error / max(float(counts.sum()), 1e-300), int(total[-1]), repaired
+
+    def swap(self, values: Array, key: int) -> tuple[Array, int]:
+        """Collective. Swap clusters where that lowers the loss: see `kmeans_swaps`.
+
+        Args:
+            values: (k, D) float32 centres that `iterate` just returned, none of them put elsewhere.
+            key: of the random numbers.
+
+        Returns:
+            The centres, and how many swaps were done.
+        """
+        assert self._sums is not None
+        rows = Rows(
+            self._world,
+            self._assigner,
+            self._read,
+            self._known,
+            self._largest,
+            self._heaviest,
+            self._anchors,
+            self._addends,
+            self._counts,
+        )
+        return swap(rows, values, self._sums.counts, key)
 
     def _revive(self, idle: Array, centers: Array) -> bool:
         """Collective. Put centres without rows where the farthest rows are; return whether there were any."""
@@ -252,18 +281,25 @@ class BatchKMeans:
             yield batch.first_row, head(rows, stop), weights[:stop]
 
         descent = Descent(self._world, self._assigner, read, np.append(largest, heaviest), count, counts=self._counts)
-        if count >= self._shard.rows:
-            progress.active = 0  # the sample is all there is
         while progress.active:
             error, _, repaired = self._advance(descent)
-            looked_at = progress.active
-            if not repaired and progress.error - error <= _STAGE_TOLERANCE * progress.error and np.isfinite(progress.error):
-                progress.active = 0 if progress.active >= count else min(progress.active * _GROWTH, count)
-                error_now = np.inf
-            else:
-                error_now = error
-            progress.error = error_now
+            looked_at, before, progress.error = progress.active, progress.error, error
+            if not repaired and np.isfinite(before):
+                improved = (before - error) / (before or 1.0)
+                if progress.swaps < _SWAPS and improved <= _SWAP_TOLERANCE:
+                    self._swap(descent)
+                elif improved <= _STAGE_TOLERANCE:
+                    progress.active = 0 if progress.active * 2 > count else min(progress.active * _GROWTH, count)
+                    progress.error = np.inf
             yield error, looked_at
+
+    def _swap(self, descent: Descent) -> None:
+        """Collective. Swap clusters of the sample."""
+        progress, plan = self._progress, self._plan
+        assert progress.centers is not None
+        key = int(random_stream(plan.seed, 2**33 + progress.swaps).integers(2**63))
+        progress.centers, swapped = descent.swap(progress.centers, key)
+        progress.swaps = progress.swaps + 1 if swapped * _FEW_SWAPS >= plan.k and swapped else _SWAPS
 
     def _start(self, rows: Array | Csr, weights: Array, stop: int) -> Array:
         """Collective. Return the best of several starts on the first rows of the sample."""
@@ -280,7 +316,7 @@ class BatchKMeans:
         if starts == 1:
             generator = random_stream(plan.seed, 0)
             able = self._world.rank == 0 and np.count_nonzero(heavy) > plan.k
-            chosen = choose(points, heavy, plan.k, plan.init, generator) if able else np.zeros(0, np.int64)
+            chosen = choose(points, heavy, plan.k, plan.init, generator, _CANDIDATES) if able else np.zeros(0, np.int64)
             chosen = self._world.broadcast(chosen)
             if len(chosen):
                 return points[chosen]
@@ -301,6 +337,13 @@ class BatchKMeans:
         for batch in self._shard.batches(self._rows):
             weights = np.zeros(0) if batch.weight is None else batch.weight.astype(np.float64)
             yield batch.first_row, numbers(batch.features, "channel 'train'"), weights
+
+
+def _distances(centers: Array, others: Array) -> Array:
+    """Return bounds of how far each of two sets of centres (k, D) is from its like (k,)."""
+    difference = centers.astype(np.float64) - others
+    lengths: Array = np.sqrt(np.einsum("kd,kd->k", difference, difference)) * (1 + 1e-9)
+    return lengths
 
 
 def head(rows: Array | Csr, stop: int) -> Array | Csr:

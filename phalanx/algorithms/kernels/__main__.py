@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from ...data import kernels, recordio_kernels
-from . import bounds, factorization, forest, forest_stream, kmeans, linear
+from . import bounds, factorization, forest, forest_stream, kmeans, linear, swaps
 
 
 def main() -> None:
     """Compile all kernels into numba's cache, or load those that lie there."""
     kernels.warm_up()
     recordio_kernels.warm_up()
-    by_import = ", ".join(module.__name__ for module in (bounds, factorization, forest, forest_stream, kmeans, linear))
+    by_import = ", ".join(module.__name__ for module in (bounds, factorization, forest, forest_stream, kmeans, linear, swaps))
     print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {by_import}")
 
 

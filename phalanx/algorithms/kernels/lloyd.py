@@ -31,10 +31,21 @@ def random_stream(seed: int, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=np.array([seed & (2**64 - 1), number], dtype=np.uint64)))
 
 
-def choose(points: Array, weights: Array, k: int, init: Init, generator: np.random.Generator) -> Array:
-    """Return the row numbers of k starting centres among weighted points; some repeat where distinct points run out."""
+def choose(
+    points: Array, weights: Array, k: int, init: Init, generator: np.random.Generator, candidates: int | None = None
+) -> Array:
+    """Return the row numbers of k starting centres among weighted points; some repeat where distinct points run out.
+
+    Args:
+        points: (K, D) float32.
+        weights: (K,) float64.
+        k: how many to choose.
+        init: how.
+        generator: of random numbers.
+        candidates: of k-means++ for every centre, of which the best is taken; None: 2 + log(k).
+    """
     if init == "kmeans++":
-        candidates = 2 + int(np.log(k))
+        candidates = candidates or 2 + int(np.log(k))
         cost = points.size * k * candidates
         slices = min(-(-cost // _GREEDY_COST), max(k // 16, 1))
         if slices > 1:

@@ -214,6 +214,10 @@ class Assigner:
             return [work(item) for item in items]
         return list(self._pool.map(work, items))
 
+    def split(self, rows: int) -> list[tuple[int, int]]:
+        """Return a run of rows [start, stop) for each thread."""
+        return list(_split(rows, self.threads))
+
     def _run(
         self, rows: Array | Csr, centers: Centers, anchors: Array | None, weights: Array
     ) -> tuple[Array, Array, list[Sums]]:
