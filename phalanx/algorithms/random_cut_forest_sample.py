@@ -113,7 +113,8 @@ class Sample:
             keys, picks = np.empty(count, np.uint64), []
             for tree in range(trees):
                 loops.keys_of(np.uint64(tree), self.keys, keys)
-                picks.append(np.argsort(keys, kind="stable")[:size])
+                least = np.argpartition(keys, size - 1)[:size] if count > size else np.arange(count)
+                picks.append(least[np.argsort(keys[least], kind="stable")])
             chosen = np.array(picks)
         dealt: Array = self.rows[chosen]
         return dealt

@@ -19,7 +19,7 @@ from .kernels import forest as loops
 from .kernels import forest_stream as stream_loops
 
 LARGEST = 1e30  # magnitude of a number: sums of differences must stay finite in float32
-_CHUNK_BYTES = 64 << 10  # of rows that a tree is asked about at once: beside the tree they lie in the cache
+_CHUNK_BYTES = 128 << 10  # of rows that a tree is asked about at once: beside the tree they lie in the cache
 
 
 @final
@@ -101,7 +101,9 @@ class Trees:
         units = np.zeros(len(rows), np.int64)
 
         def some(part: slice) -> None:
-            loops.score(padded(rows[part]), self.words, self.ints, self.points, self.leaves, self.heads, units[part])
+            wide = padded(rows[part])
+            columns = np.ascontiguousarray(wide.T)
+            loops.score(wide, columns, self.words, self.ints, self.points, self.leaves, self.heads, units[part])
 
         _spread(some, self._chunks(len(rows)), threads)
         return units * (loops.UNIT / self.count)
