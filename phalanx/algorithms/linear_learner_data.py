@@ -51,7 +51,9 @@ class Scaler:
     def features(self, rows: Array | Csr) -> Array | Csr:
         """Return rows normalised, float32."""
         if isinstance(rows, Csr):
-            values = (rows.values / self.deviation[rows.indices]).astype(np.float32)
+            values = rows.values
+            if (self.deviation != 1).any():
+                values = (values / self.deviation[rows.indices]).astype(np.float32)
             return Csr(rows.indptr.astype(np.int64), rows.indices.astype(np.int64), values, rows.columns)
         found = np.subtract(rows, self.mean.astype(np.float32), dtype=np.float32)  # the mean is a float32 number
         found *= (1 / self.deviation).astype(np.float32)

@@ -19,11 +19,11 @@ from .fixed_point import grid, snap
 from .kernels import linear as loops
 from .kernels.blas import single_threaded_blas
 from .linear_learner_data import Piece, rows_of
-from .linear_learner_losses import Loss
+from .linear_learner_losses import Logistic, Loss
 
 _GROUP_FEATURES = 1 << 20  # that a thread works on at once: they stay in a cache
 _GROUP_SCORES = 1 << 17
-_SPARSE_ROWS = 2048
+_SPARSE_ROWS = 8192
 
 
 @final
@@ -79,15 +79,23 @@ class Objective:
         class_weight = self._class_weight[:, active]
         plain = bool((class_weight == 1).all())
 
+        fused = gradients and flat.shape[1] == 1 and isinstance(self._loss, Logistic)
+
         def work(group: Piece) -> None:
             part = grids.mine()
+            part.weight += float(snap(group.weight, grids.weight).sum())
+            if fused and isinstance(group.features, Csr):
+                factor = np.zeros(0)
+                if not plain or (group.weight != 1).any():
+                    factor = group.weight * class_weight[_classes(group.label, len(class_weight)), 0]
+                _add_logistic(group.features, group.label, factor, flat, grids, part)
+                return
             z = scores(group.features, flat, group.block).reshape(len(group), models, outputs)
             loss, slope = self._loss.evaluate(z, group.label)
             if not plain or (group.weight != 1).any():
                 factor = group.weight[:, None] * class_weight[_classes(group.label, len(class_weight))]
                 loss, slope = loss * factor, slope * factor[:, :, None]
             part.loss += snap(loss, grids.loss).sum(axis=0)
-            part.weight += float(snap(group.weight, grids.weight).sum())
             if not gradients:
                 return
             slopes = slope.reshape(len(group), -1)
@@ -198,6 +206,23 @@ def run(work: Callable[[Piece], None], groups: Iterable[Piece], threads: int) ->
         with ThreadPoolExecutor(threads) as pool:
             for _ in pool.map(work, groups):
                 pass
+
+
+def _add_logistic(features: Csr, label: Array, factor: Array, flat: Array, grids: _Grids, part: _Part) -> None:
+    """Add losses and gradient of sparse rows for one candidate, read once."""
+    loops.sparse_logistic(
+        features.indptr,
+        features.indices,
+        features.values,
+        label,
+        factor,
+        flat.reshape(-1),
+        grids.column * grids.of_score[0],
+        float(grids.score[0]),
+        float(grids.loss[0]),
+        part.gradient.reshape(-1),
+        part.loss,
+    )
 
 
 def _add_gradient(group: Piece, slopes: Array, grids: _Grids, out: Array) -> None:

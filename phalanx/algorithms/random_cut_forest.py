@@ -27,7 +27,7 @@ _FOREST = "forest.npz"
 _SETTINGS = "random_cut_forest.json"
 _EVALUATED = ("validation", "test")
 _EVALUATED_ROWS = 8192  # at once
-_THRESHOLD_ROWS = 2048  # of the sample: enough for mean and deviation of their scores
+_THRESHOLD_ROWS = 1024  # of the sample: enough for mean and deviation of their scores
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,18 @@ def test_logistic_regression_is_that_of_scikit_learn(tmp_path: Path) -> None:
     np.testing.assert_allclose(model.predict(x)["score"], peer.predict_proba(x)[:, 1], atol=2e-3)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sparse_rows_of_one_candidate_are_learnt_as_dense_ones(tmp_path: Path, weighted: bool) -> None:
+    x, y = cancer()
+    x = np.where(x > np.median(x, axis=0), x / x.max(axis=0), 0).astype(np.float32)
+    weight = np.random.default_rng(0).random(len(x)).astype(np.float32) if weighted else None
+    given: dict[str, object] = {"predictor_type": "binary_classifier", "normalize_data": False, "solver_tolerance": 1e-8}
+    given |= {"unbias_data": False} | ({"positive_example_weight_mult": 3.0} if weighted else {})
+    found = [fitted(tmp_path, {"train": Rows(rows, y, weight)}, **given)[0] for rows in (x, to_csr(x))]
+    assert found[0].weights is not None
+    np.testing.assert_allclose(found[1].weights, found[0].weights, atol=2e-3)
+
+
 def test_classes_are_learnt_as_by_scikit_learn(tmp_path: Path) -> None:
     x, y = load_digits(return_X_y=True)
     x, y = (x / 16).astype(np.float32), y.astype(np.float32)

@@ -10,6 +10,7 @@ Legend of shapes: N rows, D columns, M score columns (candidates times outputs).
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 
@@ -50,6 +51,46 @@ def sparse_gradient(indptr, indices, values, slopes, of_column, of_score, out):
             for m in range(slopes.shape[1]):
                 anchor = of_column[j] * of_score[m]
                 out[j, m] += (value * slopes[i, m] + anchor) - anchor
+
+
+@njit("void(i8[::1], i8[::1], f4[::1], f8[::1], f8[::1], f8[::1], f8[::1], f8, f8, f8[::1], f8[::1])", nogil=True, cache=True)
+def sparse_logistic(indptr, indices, values, label, factor, weights, column_anchors, score_anchor, loss_anchor, out, loss):
+    """Add the logistic losses of sparse rows, of one candidate, to `loss` (1,), and their gradient to `out` (D + 1,).
+
+    Args:
+        indptr: of the rows, as the next two.
+        indices: columns.
+        values: numbers.
+        label: (N,) 0 or 1.
+        factor: (N,) of each row's loss; (0,) where all are 1.
+        weights: (D + 1,), the bias last.
+        column_anchors: (D,) of the grids of the gradient.
+        score_anchor: of the grid of slopes.
+        loss_anchor: of that of losses.
+        out: added to; the bias last.
+        loss: added to.
+    """
+    last = weights.shape[0] - 1
+    slopes, total = 0.0, 0.0
+    for i in range(label.shape[0]):
+        z = 0.0
+        for place in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+            z += np.float64(values[place]) * weights[np.uint64(indices[place])]
+        sign = 1.0 - 2.0 * label[i]
+        turned = (z + weights[last]) * sign
+        small = np.exp(-abs(turned))
+        cost = max(turned, 0.0) + np.log1p(small)
+        slope = (1.0 if turned > 0.0 else small) / (1.0 + small) * sign
+        if factor.shape[0] > 0:
+            cost, slope = cost * factor[i], slope * factor[i]
+        total += (cost + loss_anchor) - loss_anchor
+        slopes += (slope + score_anchor) - score_anchor
+        for place in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
+            j = np.uint64(indices[place])
+            anchor = column_anchors[j]
+            out[j] += (np.float64(values[place]) * slope + anchor) - anchor
+    out[last] += slopes
+    loss[0] += total
 
 
 @njit("void(i8[::1], f4[::1], f8[::1], f8[::1], f8[:, ::1])", nogil=True, cache=True)
