@@ -82,6 +82,7 @@ def test_sparse_rows_of_one_candidate_are_learnt_as_dense_ones(tmp_path: Path, w
     given |= {"unbias_data": False} | ({"positive_example_weight_mult": 3.0} if weighted else {})
     found = [fitted(tmp_path, {"train": Rows(rows, y, weight)}, **given)[0] for rows in (x, to_csr(x))]
     assert found[0].weights is not None
+    assert found[1].weights is not None
     np.testing.assert_allclose(found[1].weights, found[0].weights, atol=2e-3)
 
 
