@@ -31,7 +31,7 @@ _START_ROWS, _START_ROWS_EACH = 2048, 10  # of the sample that starts are tried 
 _START_BYTES = 64 << 20  # that every rank holds of it; two rows a centre it has at least
 _START_ITERATIONS = 5
 _GROWTH = 4  # of the sample from stage to stage
-_SAMPLE_SHARE = 4  # the sample has at most a quarter of all rows
+_SAMPLE_SHARE, _SAMPLE_BYTES = 4, 64 << 20  # the sample has at most a quarter of all rows, and so much over all ranks
 _STAGE_TOLERANCE = 1e-2  # relative improvement below which the sample grows
 _READ_BYTES = 32 << 20
 _STARTS, _START_COST = 3, 5 * 10**8
@@ -241,7 +241,8 @@ class BatchKMeans:
         if progress.step == 0 or progress.active:
             held = _START_BYTES // (4 * max(self._shard.columns or 1, 1))
             start_rows = min(max(_START_ROWS, min(_START_ROWS_EACH * plan.k, held), 2 * plan.k), rows)
-            sample = max(rows // _SAMPLE_SHARE, start_rows)
+            most = _SAMPLE_BYTES // (4 * max(self._shard.columns or 1, 1))
+            sample = max(min(rows // _SAMPLE_SHARE, most), start_rows)
             yield from self._on_sample(sample, start_rows)
         largest = self._scan()
         descent = Descent(self._world, self._assigner, self._read, largest, rows, counts=self._counts)
