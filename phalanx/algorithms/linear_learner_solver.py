@@ -1,6 +1,6 @@
 """L-BFGS of all candidates at once: every pass over the rows evaluates each candidate's own trial point.
 
-A candidate whose trial is good enough moves there and takes a new direction; one whose trial is not halves its step and is
+A candidate whose trial is good enough moves there and takes a new direction; one whose trial is not shortens its step and is
 evaluated again in the next pass. So none waits for another, and no pass is lost. L1 penalties by orthants, after Andrew and
 Gao, "Scalable training of L1-regularized log-linear models" (2007). Steps start from the curvature of the features
 (`linear_learner_curvature`).
@@ -24,6 +24,7 @@ _NOISE = 1e-7  # of the objective, relative: dense products are float32
 _WINDOW = 5
 _NO_GAIN = 0.1  # of the tolerance: a candidate that can gain no more has converged
 _SHORTEST = 2.0**-20
+_LEAST_SHARE = 0.03  # of a trial that failed, in the next one
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,13 +103,14 @@ class Solver:
         slope = _dot(_pseudo(self.weights, self._gradient, self._penalty.l1), moved)
         with np.errstate(invalid="ignore"):
             enough = value <= self.value + _ENOUGH * np.minimum(slope, 0) + _NOISE * np.abs(self.value)
+        shorter = _shorter(value - self.value, slope)
         accepted = ~self.done & np.isfinite(value) & (first | enough)
         self._remember(accepted & ~first, moved, gradient - self._gradient)
         keep = accepted[None, :, None]
         self.weights = np.where(keep, self.trial, self.weights)
         self._gradient = np.where(keep, gradient, self._gradient)
         self.value, self.loss = np.where(accepted, value, self.value), np.where(accepted, loss, self.loss)
-        self._length = np.where(accepted, 1.0, self._length / 2)
+        self._length = np.where(accepted, 1.0, self._length * shorter)
         self._past = np.where(accepted, np.vstack([self._past[1:], self.value]), self._past)
         with np.errstate(invalid="ignore"):
             stalled = self._past[0] - self.value <= tolerance * np.abs(self.value)
@@ -192,6 +194,19 @@ class Solver:
         self._length, self._past = np.array(state["length"].value), np.array(state["past"].value)
         self._scale = np.array(state["scale"].value)
         self._steps, self._changes = list(np.array(state["steps"].value)), list(np.array(state["changes"].value))
+
+
+def _shorter(rise: Array, slope: Array) -> Array:
+    """Return by how much trials that failed are shortened (P,): to the lowest point of a parabola, at least by half.
+
+    Args:
+        rise: (P,) of the objective from the weights to the trial.
+        slope: (P,) there would have been at the weights, times the way.
+    """
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        lowest = -slope / (2 * (rise - slope))
+    found: Array = np.clip(np.where(np.isfinite(lowest) & (slope < 0), lowest, 0.5), _LEAST_SHARE, 0.5)
+    return found
 
 
 def _pseudo(weights: Array, gradient: Array, l1: Array) -> Array:
