@@ -6,8 +6,8 @@
 from). The first four sections are `kmeans.py`, `linear.py`, `factorization.py` and `forest.py`, each in a process of its own.
 
 growth: fits made rows in a process of its own for each size, one thread a worker, workers as threads of the process; the slope
-of log time, and of the log of what the fit adds to the memory that the rows in hand take, against rows, columns, clusters (candidates, factors, trees) and
-workers (1, 2). A slope of 1 is linear; against workers -1 would be perfect.
+of log time, and of the log of what the fit adds to the memory that the rows in hand take, against rows, columns, clusters
+(candidates, factors, trees) and workers (1, 2). A slope of 1 is linear; against workers -1 would be perfect.
 
 streaming: jobs whose address space is limited as by `ulimit -v`, driver and worker alike, learn from a recordio file that is
 larger than the limit.
