@@ -136,7 +136,7 @@ def streaming(limit: int) -> None:
             command = [
                 sys.executable,
                 "-m",
-                "phalanx",
+                "phalanx.cli",
                 "train",
                 name,
                 "--output",

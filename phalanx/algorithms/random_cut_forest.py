@@ -296,7 +296,7 @@ class RandomCutForest:
         own = Trees.empty(last - first, wanted.num_samples_per_tree, samples.shape[2])
         own.grow(samples[first:last], self._seed, session.threads, first=first)
         self._trees = own.joined(world)
-        rows = self._sample.rows[:_THRESHOLD_ROWS]  # in the order of their hashes: any of them
+        rows = self._sample.first(_THRESHOLD_ROWS)  # in the order of their hashes: any of them
         mine = rows[slice(*_share_of(len(rows), world.rank, world.size))]
         scores = np.concatenate(world.all_gather(self._trees.score(mine, session.threads)))
         self.score_threshold = float(scores.mean() + 3 * scores.std())

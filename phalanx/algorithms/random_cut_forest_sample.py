@@ -78,7 +78,8 @@ class Sample:
         self._most = most
         self._seed = np.uint64(seed % 2**64)
         self.keys = np.zeros(0, np.uint64)  # ascending
-        self.rows = np.zeros((0, columns), np.float32)
+        self._store = np.zeros((0, columns), np.float32)  # the windows in the order they came, a new one in place of an old one
+        self._places = np.zeros(0, np.int64)  # of the keys' windows in it
 
     def offer(self, world: Collective, first_row: int, windows: Array) -> None:
         """Collective. Keep the smallest keys of the sample and of windows (N, D) that end in rows from `first_row` on."""
@@ -91,22 +92,47 @@ class Sample:
         if not any(len(part) for part in offered):
             return
         seen = np.concatenate([self.keys, *offered])
-        values = [self.rows, *world.all_gather(np.ascontiguousarray(windows[low]))]
-        kept, places = np.unique(seen, return_index=True)  # a replicated channel offers every row once a rank
-        self.keys, places = kept[: self._most], places[: self._most]
-        rows = np.empty((len(places), self.rows.shape[1]), np.float32)
-        bounds = np.cumsum([0, *map(len, values)])
-        for part, first, last in zip(values, bounds[:-1], bounds[1:], strict=True):
-            own = (places >= first) & (places < last)
-            rows[own] = part[places[own] - first]
-        self.rows = rows
+        values = world.all_gather(np.ascontiguousarray(windows[low]))
+        kept, found = np.unique(seen, return_index=True)  # a replicated channel offers every row once a rank
+        kept, found = kept[: self._most], found[: self._most]
+        before = len(self.keys)
+        old, new = np.flatnonzero(found < before), np.flatnonzero(found >= before)
+        self._store = self._room(len(kept))
+        free = np.ones(len(self._store), dtype=bool)
+        free[self._places[found[old]]] = False
+        places = np.empty(len(kept), np.int64)
+        places[old], places[new] = self._places[found[old]], np.flatnonzero(free)[: len(new)]
+        start = before
+        for part in values:
+            own = new[(found[new] >= start) & (found[new] < start + len(part))]
+            self._store[places[own]] = part[found[own] - start]
+            start += len(part)
+        self.keys, self._places = kept, places
+
+    @property
+    def rows(self) -> Array:
+        """The windows (n, D) in the order of their keys; a copy."""
+        return self.first(len(self.keys))
+
+    def first(self, count: int) -> Array:
+        """Return the windows (at most `count`, D) with the smallest keys."""
+        found: Array = self._store[self._places[:count]]
+        return found
+
+    def _room(self, count: int) -> Array:
+        """Return the store with room for `count` windows at least; it doubles, so that it is seldom copied."""
+        if count <= len(self._store):
+            return self._store
+        wider = np.zeros((min(max(2 * len(self._store), count), max(self._most, count)), self._store.shape[1]), np.float32)
+        wider[: len(self._store)] = self._store
+        return wider
 
     def dealt(self, trees: int, size: int) -> Array:
         """Return the samples (trees, at most `size`, D) of the trees.
 
         No row is in two trees; where there are too few rows for that trees share them, and no tree has one twice.
         """
-        count = len(self.rows)
+        count = len(self.keys)
         if count >= trees * size:
             chosen = np.arange(trees * size).reshape(size, trees).T
         else:
@@ -116,7 +142,7 @@ class Sample:
                 least = np.argpartition(keys, size - 1)[:size] if count > size else np.arange(count)
                 picks.append(least[np.argsort(keys[least], kind="stable")])
             chosen = np.array(picks)
-        dealt: Array = self.rows[chosen]
+        dealt: Array = self._store[self._places[chosen]]
         return dealt
 
     def state_dict(self) -> State:
@@ -126,4 +152,5 @@ class Sample:
     def load_state_dict(self, state: Mapping[str, Entry]) -> None:
         """Put back what `state_dict` gave."""
         self.keys = np.ascontiguousarray(state["keys"].value, dtype=np.int64).view(np.uint64)
-        self.rows = np.asarray(state["rows"].value, dtype=np.float32)
+        self._store = np.array(state["rows"].value, dtype=np.float32)
+        self._places = np.arange(len(self._store))
