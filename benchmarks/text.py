@@ -52,8 +52,7 @@ def ours(folder: Path, mode: str, options: argparse.Namespace) -> tuple[float, A
     from phalanx.parallel.threads import run_threads
     from phalanx.testing.sessions import MemorySession
 
-    blazingtext.warm_up()
-    labels.__name__  # noqa: B018  # compiled when it is loaded
+    _ = blazingtext, labels  # compiled when they are loaded
     given: dict[str, Any] = {"mode": mode, "epochs": options.epochs, **settings(mode)}
     given |= dict(pair.split("=", 1) for pair in options.set)
     wanted = hyperparameters.parse(BlazingText.Hyperparameters, given, owner="blazingtext")

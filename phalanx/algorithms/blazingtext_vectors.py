@@ -14,11 +14,11 @@ from .blazingtext_exchange import combine
 from .blazingtext_hyperparameters import BlazingTextHyperparameters
 from .blazingtext_model import Model, expanded, reachable, started, stride_of
 from .blazingtext_vocabulary import Vocabulary, merged
-from .kernels.blazingtext import hidden_kernel, windows_kernel
+from .kernels.blazingtext import learn_means, learn_windows
 
 _PIECE = 1 << 14  # tokens that a thread takes at once
 # What outputs, which start at zero, learn faster, over the epochs: one pass is too short for them else.
-_BOOST, _BOOST_SHARED = 1.0, 0.5
+_BOOSTS = {"skipgram": 1.0, "batch_skipgram": 0.5, "cbow": 0.0}
 _POWER = 0.75  # of the counts, for negatives; Mikolov et al., 2013
 
 
@@ -82,18 +82,15 @@ class VectorTraining:
 
     def _kernel(self) -> Callable[[Array, float, float, np.uint64], Array]:
         wanted, model = self._wanted, self.model
-        stride = stride_of(wanted.vector_dim)
         shared = (model.inputs, model.outputs, self._keep, self._alias, wanted.window_size, wanted.negative_samples)
+        boost = _BOOSTS[wanted.mode]
+        faster = np.float32(1 + boost / wanted.epochs)
         if wanted.mode == "cbow" or wanted.subwords:
-            hidden = hidden_kernel(stride)
             indptr, rows = expanded(model.vocabulary, wanted, model.rows_of_buckets())
             cbow = wanted.mode == "cbow"
-            return lambda tokens, first, last, seed: hidden(tokens, *shared, cbow, first, last, seed, indptr, rows)
-        windows = windows_kernel(stride)
-        together = wanted.mode == "batch_skipgram"
-        batch, boost = (wanted.batch_size, _BOOST_SHARED) if together else (1, _BOOST)
-        faster = np.float32(1 + boost / wanted.epochs)
-        return lambda tokens, first, last, seed: windows(tokens, *shared, batch, faster, first, last, seed)
+            return lambda tokens, first, last, seed: learn_means(tokens, *shared, cbow, faster, first, last, seed, indptr, rows)
+        batch = wanted.batch_size if wanted.mode == "batch_skipgram" else 1
+        return lambda tokens, first, last, seed: learn_windows(tokens, *shared, batch, faster, first, last, seed)
 
 
 def _begun(vocabulary: Vocabulary, wanted: BlazingTextHyperparameters, seed: int) -> Model:
