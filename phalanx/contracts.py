@@ -314,7 +314,8 @@ class WorkerSpec:
     """A worker group to start: `workers` processes that each run `target` or `command`.
 
     Exactly one of the two is set. A target is named "package.module:function", takes a `WorkerContext`, and may run in a
-    process forked from a warm server; a command gets a fresh interpreter and finds its place in the environment.
+    process forked from a warm server; a command gets a fresh interpreter and finds its place in the environment. Where a
+    command has a `forked`, named as a target is, a launcher with a warm server may call that instead, in the same environment.
     """
 
     workers: int
@@ -322,6 +323,7 @@ class WorkerSpec:
     attempt: int  # 0, then one more for every restart
     target: str | None = None
     command: Sequence[str] | None = None
+    forked: str | None = None  # does in a forked process what the command does in a fresh one
     payload: Json = None  # what a target is given
     preload: Sequence[str] = ()  # modules that a target needs; loaded once in the warm server
     environment: Mapping[str, str] | None = None  # added to the launcher's own

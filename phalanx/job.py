@@ -219,6 +219,7 @@ class _Run:
             "inputs": {name: channel.to_json() for name, channel in request.inputs.items()},
             "seed": job.seed,
             "checkpoints": checkpoints,
+            "restarts": job.max_restarts > 0 or spot is not None,
         }
         output = storage.local_path(job.output) if storage.is_local(job.output) else None
         spec = request.work.begin(spec, given, self._scratch, output, self._record.printed)

@@ -17,6 +17,7 @@ from .data.formats import LIGHT_MODULES
 from .errors import UserError
 from .parallel.strategies import STRATEGIES, parsed
 from .scripts import artifact, source
+from .scripts.forked import may_fork
 from .scripts.metrics import Keep, Scraper, definitions
 from .scripts.plan import Folders, Plan
 from .scripts.variables import decoded
@@ -58,7 +59,7 @@ class Work(Protocol):
 
         Args:
             spec: all of the group but what its workers run.
-            job: name, inputs and seed.
+            job: name, inputs, seed, checkpoints, and whether its group may be started again.
             scratch: the job's folder on this machine.
             output: where jobs go, if that is on this machine.
             keep: is given each metric that a worker prints.
@@ -205,6 +206,8 @@ class ScriptWork:
         self._inputs = {name: _anywhere(channel) for name, channel in inputs.items()}
         self._variables = list(variables)
         self._scratch = Path()
+        self._launcher: WatchingLauncher | None = None
+        self._may_fork = False
         self._code: list[str] = []
         self._seed = 0
         self.label = self._source.script
@@ -245,17 +248,21 @@ class ScriptWork:
             variables=self._variables,
             requirements=self._source.requirements,
         ).write(folders.plan)
+        self._may_fork = bool(job["restarts"]) and may_fork(self._variables, self._source.requirements)
         command = [sys.executable, "-P", "-m", "phalanx.scripts.start", str(scratch)]
         return replace(spec, command=command, folder=folders.code)
 
     def launcher(self, inner: Launcher) -> Launcher:
         """See `Work`."""
-        return WatchingLauncher(inner, self._scratch, list(self._inputs))
+        self._launcher = WatchingLauncher(inner, self._scratch, list(self._inputs))
+        return self._launcher
 
     def on_event(self, event: Event) -> None:
         """See `Work`."""
         if event.body["kind"] == "step":
             self._scraper.reported(list(event.body["metrics"]))
+        elif event.body["kind"] == "loaded" and self._may_fork and self._launcher is not None:
+            self._launcher.expect_restarts(event.body["modules"])
 
     def on_line(self, rank: int, line: str) -> None:
         """See `Work`."""

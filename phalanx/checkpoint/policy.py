@@ -16,7 +16,7 @@ from typing import Literal, final
 from ..errors import UserError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
-_PRIOR_MTBI_S = 3600.0  # mean time between interruptions before any was seen
+_PRIOR_MTBI_S = 900.0  # mean time between interruptions before any was seen: a short one costs little, and only at first
 _FIRST_SAVE_S = 2.0  # `auto` saves so soon for the first time, to measure what a save costs
 _INTERFERENCE = 0.25  # of its write time a save takes from the step loop: it shares processors and memory with it
 _LARGEST_WRITING_SHARE = 0.5  # of all time that a save is in flight
@@ -112,7 +112,7 @@ def young_daly_s(cost_s: float, mtbi_s: float) -> float:
 
 
 def observed_mtbi_s(running_s: float, interruptions: int) -> float:
-    """Return the mean time between interruptions as it was seen; an hour and what was run where none was seen."""
+    """Return the mean time between interruptions as it was seen; a quarter of an hour and what was run where none was seen."""
     return running_s / interruptions if interruptions else running_s + _PRIOR_MTBI_S
 
 

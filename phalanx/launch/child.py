@@ -35,9 +35,9 @@ class ChildRequest:
     rank: int
     size: int
     attempt: int
-    threads: int
+    threads: int  # 0: no library is told, which would start some
     environment: Mapping[str, str]
-    target: str | None
+    target: str | None  # beside a command: does the same in a forked process, unless it raises `Fresh`
     command: list[str] | None
     payload: Json
     folder: str | None
@@ -46,6 +46,11 @@ class ChildRequest:
     def of(cls, request: Mapping[str, Any]) -> ChildRequest:
         """Read a request as it came over the socket."""
         return cls(**request)
+
+
+@final
+class Fresh(Exception):
+    """Raised by a target that stands for a command and cannot: the command gets its fresh process."""
 
 
 @final
@@ -95,17 +100,23 @@ def run_child(request: ChildRequest, *, events: int, store: int | None, pools: A
     try:
         environment.replace(request.environment)
         _enter(request.folder)
-        if request.command is not None:
+        if request.command is not None and request.target is None:
             _become_command(request.command, events, store)
         for fd in (events,) if store is None else (events, store):
             os.set_inheritable(fd, False)  # a process that the target starts must not hold them open
         faulthandler.enable()
         if sys.platform != "linux":
             end_with_parent(os.getppid())
-        limit_threads(request.threads, thread_pools() if pools is None else pools)
-        if (every_s := environment.heartbeat_seconds()) is not None:
+        if request.threads:
+            limit_threads(request.threads, thread_pools() if pools is None else pools)
+        if request.command is not None:
+            environment.set_variable(environment.EVENTS_FD, str(events))
+        elif (every_s := environment.heartbeat_seconds()) is not None:  # a command's session sees to its own
             pulse.start(pipe.send, every_s)
-        _call(str(request.target), _context(request, pipe, store))
+        try:
+            _call(str(request.target), _context(request, pipe, store))
+        except Fresh:
+            _become_command(request.command or [], events, store)
         code = 0
     except SystemExit as ended:
         code = ended.code

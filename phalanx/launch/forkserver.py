@@ -179,7 +179,7 @@ class ForkServer:
                 _close(self._parent_fd)
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             child = ChildRequest.of(request)
-            if child.target is not None and not self._fork:
+            if child.command is None and not self._fork:
                 _exec_fresh(request, fds)
             code = run_child(child, events=fds.events, store=fds.store, pools=self._pools)
         finally:
@@ -211,6 +211,12 @@ class ForkServer:
             for pid in left:
                 _kill(pid)
             self._status.pop(os.waitpid(-1, 0)[0], None)
+
+
+def shield() -> None:
+    """Make this process one that serves: its life hangs on its parent alone, and what its workers leave is its own to end."""
+    signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
 
 
 def die_with_parent(parent: int) -> None:
@@ -320,8 +326,7 @@ def _parent_fd(parent: int) -> int | None:
 def main(arguments: list[str]) -> None:
     """Run the server: parent, socket fd, whether to fork, and the modules to preload come as JSON."""
     given = json.loads(arguments[0])
-    signal.pthread_sigmask(signal.SIG_SETMASK, _BLOCKED)
-    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+    shield()
     sock = socket.socket(fileno=given["socket"])
     parent_fd = _parent_fd(given["parent"])
     with _ending_with_parent(sock, parent_fd):

@@ -12,14 +12,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 from .. import environment
 from ..contracts import Event, Exit, Member, WorkerSpec
 from ..errors import AlgorithmError, PlatformError, UserError
 from .forkserver import SpawnFds
-from .warm import WarmServer, acquire_server
+from .warm import Server, acquire_server
 
 LOOPBACK = "127.0.0.1"
 _READ = 1 << 16
@@ -69,7 +69,9 @@ class LocalLauncher:
         port = listener.getsockname()[1]
         if spec.command is not None:
             listener.close()  # the command's rank 0 listens there itself
-        workers = LocalWorkers(acquire_server(() if spec.command is not None else spec.preload, fork=self._fork))
+        fresh = spec.command is not None and (spec.forked is None or not self._fork)
+        workers = LocalWorkers(acquire_server(() if fresh else spec.preload, fork=self._fork))
+        spec = replace(spec, forked=None) if fresh else spec
         try:
             for rank in range(spec.workers):
                 store = listener.fileno() if rank == 0 and spec.target is not None and spec.workers > 1 else None
@@ -101,7 +103,7 @@ class _Worker:
 class LocalWorkers:
     """`contracts.Workers` on this machine."""
 
-    def __init__(self, server: WarmServer) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
@@ -125,7 +127,7 @@ class LocalWorkers:
             "attempt": spec.attempt,
             "threads": spec.threads,
             "environment": {**environment.snapshot(), **variables, **(spec.environment or {})},
-            "target": spec.target,
+            "target": spec.target if spec.command is None else spec.forked,
             "command": None if spec.command is None else list(spec.command),
             "payload": spec.payload,
             "folder": str(spec.folder) if spec.folder is not None else _here(),

@@ -19,6 +19,7 @@ from .starting import Starting
 from .stopping import POLL_SECONDS, StopRequest
 
 _DECLARE_SECONDS = 2.0  # after the first failure the other ranks may still declare theirs
+_FOLLOW_SECONDS = 0.25  # the same after a death by signal: what its peers have to say but what happened before, follows from it
 _ANSWER_SECONDS = 1.0  # in which a rank that hangs may write its stack
 _FIRST_DELAY_S, _MAX_DELAY_S = 1.0, 60.0
 _LEAST_GRACE_S = 0.5
@@ -138,7 +139,7 @@ def supervise(
         spec = replace(spec, environment={**(spec.environment or {}), **beat})
     notice: Callable[[], Notice | None] = watch.notice if watch is not None else lambda: None
     limit = _Limit(stop, None if max_runtime_s is None else time.monotonic() + max_runtime_s)
-    failures = interruptions = fruitless = newest = 0
+    failures = interruptions = fruitless = newest = saved = 0
     stopped = limit.reached()
     while stopped is None:
         restarts = failures + interruptions
@@ -149,7 +150,9 @@ def supervise(
             break
         if error is None:
             return Outcome(None, "Completed", restarts, interruptions)
-        fruitless, newest = (0, attempt.newest) if attempt.newest > newest else (fruitless, newest)
+        if attempt.newest > newest or attempt.saved > saved:
+            fruitless = 0
+        newest, saved = max(newest, attempt.newest), max(saved, attempt.saved)
         decision = decide(error, failures, budget, interruptions, fruitless)
         if isinstance(decision, GiveUp):
             return Outcome(error, "Failed", restarts, interruptions)
@@ -204,7 +207,8 @@ class _Attempt:
         hang_timeout_s: float | None,
     ) -> None:
         self.stopped: Stopped | None = None
-        self.newest = 0  # step that was done or saved
+        self.newest = 0  # step that was done
+        self.saved = 0  # step that was saved
         self._spec = spec
         self._limit = limit
         self._grace_s = grace_s
@@ -219,6 +223,7 @@ class _Attempt:
         self._left = spec.workers
         self._killed = False
         self._failed_at: float | None = None
+        self._declare_s = _DECLARE_SECONDS
 
     def run(self, launcher: Launcher, on_group: Callable[[Sequence[Member], int], None]) -> PhalanxError | None:
         """Run the group to its end; return why it failed, None when it did not or was stopped."""
@@ -270,8 +275,10 @@ class _Attempt:
                     self._hangs.heard(happened.rank, happened.body)
                 return
             if kind != "failure":
-                if kind in ("step", "saved") and isinstance(step, int):
+                if kind == "step" and isinstance(step, int):
                     self.newest = max(self.newest, step)
+                if kind == "saved" and isinstance(step, int):
+                    self.saved = max(self.saved, step)
                 self._on_event(happened)
                 return
             self._failures.append(happened)
@@ -284,6 +291,8 @@ class _Attempt:
             self._exits.append(happened)
         if self._failed_at is None:
             self._failed_at = time.monotonic()
+            is_crash = isinstance(happened, Exit) and happened.code < 0
+            self._declare_s = _FOLLOW_SECONDS if is_crash else _DECLARE_SECONDS
 
     def _check_limit(self, workers: Workers) -> None:
         if self._left == 0 or self._killed:
@@ -318,7 +327,7 @@ class _Attempt:
         """Survivors of a failure are not waited for: they get a moment to declare theirs."""
         if self._failed_at is None or self.stopped is not None or self._interruption is not None or self._killed:
             return
-        if time.monotonic() - self._failed_at >= _DECLARE_SECONDS:
+        if time.monotonic() - self._failed_at >= self._declare_s:
             self._kill(workers)
 
     def _check_hangs(self, workers: Workers, logs: Logs) -> None:

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, Protocol, final
 
 from .. import environment
 from ..errors import PlatformError
@@ -25,6 +25,22 @@ main(sys.argv[1:])
 """
 _END_SECONDS = 5.0
 _LAST_WORDS = 2000
+
+
+class Server(Protocol):
+    """A process that forks workers."""
+
+    def spawn(self, request: dict[str, Any], fds: SpawnFds) -> None:
+        """Ask for one worker; its pid and exit come through its status pipe."""
+        ...
+
+    def lost(self, seen: str) -> PlatformError:
+        """Return the error that the process has ended."""
+        ...
+
+    def release(self) -> None:
+        """Note that a group has ended."""
+        ...
 
 
 @final

@@ -65,6 +65,11 @@ class Folders:
         return self.root / "plan.json"
 
     @property
+    def import_path(self) -> Path:
+        """A file: where a fresh interpreter looks for modules besides PYTHONPATH, as JSON."""
+        return self.root / "import-path.json"
+
+    @property
     def code(self) -> Path:
         """The script's own folder."""
         return self.root / "code"

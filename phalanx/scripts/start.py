@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from .. import environment, storage
@@ -25,19 +26,21 @@ from .variables import decoded, to_arguments, variables, write_config
 _POLL_SECONDS = 0.02
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A script's worker, ready to run the script."""
+
+    plan: Plan
+    folders: Folders
+    arguments: list[str]
+    variables: dict[str, str]  # the whole environment
+
+
 def main(arguments: list[str]) -> int:
     """Return an exit code only where the script cannot be started."""
     try:
-        place = environment.placement() or environment.Placement(0, 1, 0, "127.0.0.1", 0)
-        folders = Folders(Path(arguments[0]), int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0))
-        plan = Plan.read(folders.plan)
-        given = {name: decoded(value) for name, value in plan.hyperparameters.items()}
-        if place.rank == 0:
-            _send({"kind": "phase", "phase": "Downloading"})
-        overlay = _prepared(plan, folders, given, is_first=place.local_rank == 0)
-        if place.rank == 0:
-            _send({"kind": "phase", "phase": "Training"})
-        _become_script(plan, folders, given, place, overlay)
+        made = ready(Path(arguments[0]))
+        os.execve(sys.executable, [sys.executable, "-u", made.plan.script, *made.arguments], made.variables)
     except Exception as error:
         record = to_record(error)
         record["message"], record["details"] = storage.redact(record["message"]), storage.redact(record["details"])
@@ -45,7 +48,25 @@ def main(arguments: list[str]) -> int:
         if not isinstance(error, UserError):
             sys.stderr.write(record["details"])
         return from_record(record).exit_code
-    return 0
+
+
+def ready(scratch: Path) -> Ready:
+    """Make everything ready for the script of this worker, whose place is in the environment.
+
+    Raises:
+        PhalanxError: the channels cannot be laid out, the requirements cannot be installed.
+    """
+    place = environment.placement() or environment.Placement(0, 1, 0, "127.0.0.1", 0)
+    folders = Folders(scratch, int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0))
+    plan = Plan.read(folders.plan)
+    given = {name: decoded(value) for name, value in plan.hyperparameters.items()}
+    if place.rank == 0:
+        _send({"kind": "phase", "phase": "Downloading"})
+    overlay = _prepared(plan, folders, given, is_first=place.local_rank == 0)
+    if place.rank == 0:
+        _send({"kind": "phase", "phase": "Training"})
+    line = [*to_arguments(plan.hyperparameters), *plan.arguments]
+    return Ready(plan, folders, line, _variables(plan, folders, given, place, overlay))
 
 
 def _prepared(plan: Plan, folders: Folders, given: Mapping[str, Json], *, is_first: bool) -> str | None:
@@ -64,6 +85,7 @@ def _prepared(plan: Plan, folders: Folders, given: Mapping[str, Json], *, is_fir
         if not (folders.config / "channels.json").exists():  # of an attempt before
             channels.lay_out(plan, folders)
             write_config(plan, folders, given)
+            _note_import_path(folders)
         if plan.requirements is not None:
             overlay = requirements.installed(folders.code / plan.requirements)
     except PhalanxError as error:
@@ -80,17 +102,22 @@ def _tell(path: Path, answer: Json) -> None:
     partial.rename(path)
 
 
-def _become_script(
+def _note_import_path(folders: Folders) -> None:
+    """Write down where this interpreter, a fresh one, looks for modules."""
+    given = (environment.get("PYTHONPATH") or "").split(os.pathsep)
+    folders.import_path.write_text(json.dumps([path for path in sys.path if path not in given]), encoding="utf-8")
+
+
+def _variables(
     plan: Plan, folders: Folders, given: Mapping[str, Json], place: environment.Placement, overlay: str | None
-) -> None:
-    """Return only by raising."""
+) -> dict[str, str]:
+    """Return the script's whole environment."""
     here = environment.snapshot()
-    line = [*to_arguments(plan.hyperparameters), *plan.arguments]
     found = variables(plan, folders, place.rank, given, _gpus(here, plan.workers))
     found |= environment.script_variables(seed=plan.seed, strategy=plan.strategy, checkpoints=str(folders.checkpoints))
     found["PYTHONPATH"] = python_path(str(folders.code), overlay)
     mine = {name: here[name] for name in plan.variables if name in here and name != "PYTHONPATH"}
-    os.execve(sys.executable, [sys.executable, "-u", plan.script, *line], {**here, **found, **mine})
+    return {**here, **found, **mine}
 
 
 def _gpus(here: Mapping[str, str], workers: int) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import final
 
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
 from ..errors import AlgorithmError, to_record
-from . import failure
+from . import failure, forked
 from .plan import Folders
 
 _LOG_TAIL = 64 << 10
@@ -29,6 +30,12 @@ class WatchingLauncher:
         self._inner = inner
         self._scratch = scratch
         self._channels = channels
+        self._loaded: Sequence[str] = ()
+
+    def expect_restarts(self, loaded: Sequence[str]) -> None:
+        """Have these modules loaded in the warm server, from which later attempts are forked."""
+        self._loaded = [*loaded, forked.__name__]
+        self._inner.prepare(self._loaded)
 
     def prepare(self, preload: Sequence[str]) -> None:
         """See `contracts.Launcher`."""
@@ -39,6 +46,8 @@ class WatchingLauncher:
         paths = [spec.log_folder / f"rank-{rank}.log" for rank in range(spec.workers)]
         begin = [path.stat().st_size if path.exists() else 0 for path in paths]
         folders = Folders(self._scratch, spec.attempt)
+        if self._loaded:
+            spec = replace(spec, forked=forked.TARGET, preload=self._loaded, payload=str(self._scratch))
         return WatchedWorkers(self._inner.start(spec), paths, begin, folders, self._channels)
 
 

@@ -35,6 +35,9 @@ from .session import WorkerSession
 _SHARDED = ("train", "training")  # every row to one rank, unless the job says otherwise; other channels are replicated
 _SOON_SECONDS = 0.5  # within which a signal to a process group has reached all of it
 _GPU = Path("/dev/nvidiactl")
+# that take long to load, and may be loaded in a process from which others are forked
+_LIBRARIES = ("numpy", "pandas", "phalanx", "pyarrow", "safetensors", "scipy", "sklearn", "torch", "xgboost")
+_NOT_BEFORE_A_FORK = ("torch._inductor",)  # starts processes
 
 
 @final
@@ -65,6 +68,7 @@ class ScriptSession:
         self.output_data = Path(environment.get("SM_OUTPUT_DATA_DIR") or "output")
         self.checkpoints = Path(environment.get(environment.CHECKPOINTS) or "checkpoints")
         self.strategy = environment.get(environment.STRATEGY)
+        self._told = False  # which libraries are loaded
         self._folders = _channel_folders()
         self.channels: Mapping[str, Shard] = _Channels(_channels(self._folders), world, self.seed, self.threads)
         self._inner = WorkerSession(
@@ -96,6 +100,9 @@ class ScriptSession:
     def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0, of: int | None = None) -> None:
         """Collective. See `contracts.Session.report`."""
         self._inner.report(step, metrics, rows=rows, of=of)
+        if not self._told and self.world.rank == 0:
+            environment.send_event({"at": time.time(), "kind": "loaded", "modules": _loaded()})
+        self._told = True
 
 
 _current: list[ScriptSession] = []
@@ -117,6 +124,15 @@ def session() -> ScriptSession:
         world, device = _world()
         _current.append(ScriptSession(world, device, stop))
     return _current[0]
+
+
+def _loaded() -> list[str]:
+    """Return the packages, of some libraries, that are loaded, in their order."""
+    return [
+        name
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in _LIBRARIES and not name.startswith(_NOT_BEFORE_A_FORK) and "__path__" in vars(module)
+    ]
 
 
 def _saver(world: Collective) -> Saver | None:
