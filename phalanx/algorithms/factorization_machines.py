@@ -105,7 +105,8 @@ class FactorizationMachines:
             out = z[start : start + _ROWS]
             loops.scores(whole.indptr[start : start + len(out) + 1], places, whole.values, table, out, sums[: len(out)])
         if not self.hyperparameters.classifies:
-            return {"score": z.astype(np.float32)}
+            most = np.finfo(np.float32).max
+            return {"score": np.clip(z, -most, most).astype(np.float32)}
         small = np.exp(-np.abs(z))
         score = np.where(z >= 0, 1.0, small) / (1 + small)
         return {"score": score.astype(np.float32), "predicted_label": (score >= 0.5).astype(np.int64)}

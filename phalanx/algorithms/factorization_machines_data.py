@@ -21,6 +21,7 @@ from .reading import copies, first_not_finite, numbers, width_of
 READ_ROWS = 8192
 _WAITING = 1 << 20  # entries of rows whose columns are looked at together
 _LABELS = 1_000_000  # first rows that the labels' mean and deviation are taken from
+_TINY = 1e-30  # magnitude of a column that counts as zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Reader:
         columns, scale = known, largest
         if world.size > 1:
             columns, scale = _largest(list(zip(world.all_gather(known), world.all_gather(largest), strict=True)))
-        scale[scale == 0] = 1
+        scale[scale < _TINY] = 1  # weights for such values would not be float32 numbers
         all_labels = world.all_gather(np.concatenate(labels) if labels else np.zeros(0))
         mean, deviation = _moments(all_labels[0] if shard.parts == 1 else np.concatenate(all_labels))
         auto = self._wanted.solver == "auto"

@@ -217,7 +217,7 @@ class KMeans:
         labels, distances = assigner.assign(rows, Centers(trained))
         return {
             "closest_cluster": labels.astype(np.float32),
-            "distance_to_cluster": np.sqrt(distances).astype(np.float32),
+            "distance_to_cluster": np.minimum(np.sqrt(distances), np.finfo(np.float32).max).astype(np.float32),
         }
 
     def save(self, folder: Path) -> None:

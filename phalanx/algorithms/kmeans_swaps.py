@@ -28,6 +28,7 @@ _SLAB_BYTES = 32 << 20  # of sums of halves
 _SPAN = 2048  # rows that are made dense at once
 _PAIRS = 1 << 22  # distances between centres held at once
 _WHAT = "clustering the rows of channel 'train'"
+_LARGEST = float(np.finfo(np.float32).max)
 _MARGIN = 1.02  # a swap gains at least this many times its cost
 
 Part = tuple[int, Array | Csr, Array]  # number of the first row, rows of this rank, their weights; no weights where all are 1
@@ -138,7 +139,9 @@ def _splits(rows: Rows, centers: Array, key: int) -> tuple[Array, Array]:
     slab = max(_SLAB_BYTES // (16 * columns), 1)
     for first in range(0, count, slab):
         to = slice(first, min(first + slab, count))
-        pairs = np.stack([centers[to] + towards[to], centers[to] - towards[to]], axis=1)
+        middles, way = centers[to].astype(np.float64), towards[to]
+        pairs = np.stack([middles + way, middles - way], axis=1)
+        pairs = np.clip(pairs, -_LARGEST, _LARGEST).astype(np.float32)
         for _ in range(_ROUNDS):
             sums, totals = _halved(rows, first, pairs)
             means = sums / np.where(totals > 0, totals, 1.0)[:, :, None]

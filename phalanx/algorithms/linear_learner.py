@@ -93,7 +93,8 @@ class LinearLearner:
         wanted = self.hyperparameters
         score = probabilities(z, wanted)
         if wanted.predictor_type == "regressor":
-            return {"score": score[:, 0].astype(np.float32)}
+            most = np.finfo(np.float32).max
+            return {"score": np.clip(score[:, 0], -most, most).astype(np.float32)}
         if wanted.predictor_type == "binary_classifier":
             return {
                 "score": score[:, 0].astype(np.float32),

@@ -22,6 +22,7 @@ from .reading import NumericBatches, copies
 
 READ_ROWS = 8192  # that are read at once where the batch is ours to choose; its blocks have 256 rows
 _MOST_MOMENT_ROWS = 1024
+_TINY, _LARGEST = 1e-30, 1e30  # of a deviation; of a normalised magnitude: what is beyond leaves no room in float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,7 @@ class Reader:
         sparse = bool(session.world.all_reduce(np.array([sparse], dtype=np.int64), "max")[0])
         scaler = moments.scaler(wanted, sparse=sparse)
         label_size = np.abs(scaler.label(np.array([-extremes[0], extremes[1]]))).max()
+        _refuse_large(largest, scaler)
         pieces = None
         if keep and not shard.streaming:
             pieces = [self.piece(shard, READ_ROWS, one, scaler) for one in held]
@@ -201,6 +203,12 @@ class Reader:
 
     def _label(self, name: str, batch: Batch, where: object) -> Array:
         wanted, label = self.wanted, batch.label
+        columns = self.session.channels["train"].columns or 0
+        if isinstance(batch.features, np.ndarray) and batch.features.shape[1] != columns:  # sparse rows may be narrower
+            raise UserError(
+                f"channel '{name}' has {batch.features.shape[1]} features where channel 'train' has {columns}; "
+                "both must have the same columns in the same order"
+            )
         if label is None:
             raise UserError(f"channel '{name}' has no labels; csv needs them in the first column (;label_size=1)")
         good = np.isfinite(label)
@@ -275,7 +283,7 @@ class _Moments:
         variance = np.maximum(self._sums[1] / max(self._rows, 1) - around**2, 0)
         deviation = np.sqrt(variance)
         mean = (shift + around).astype(np.float32).astype(np.float64)
-        deviation[deviation <= 1e-7 * np.abs(mean)] = 1.0  # constant
+        deviation[deviation <= np.maximum(1e-7 * np.abs(mean), _TINY)] = 1.0  # constant
         regression = wanted.predictor_type == "regressor"
         unbias = (wanted.unbias_data in ("auto", True)) and wanted.use_bias and not sparse
         label_unbias = regression and wanted.unbias_label in ("auto", True) and wanted.use_bias
@@ -311,6 +319,16 @@ def rows_of(piece: Piece, start: int, stop: int) -> Piece:
     else:
         cut = features[start:stop]
     return Piece(cut, piece.label[start:stop], piece.weight[start:stop], piece.block, piece.batch, piece.offset + start)
+
+
+def _refuse_large(largest: Array, scaler: Scaler) -> None:
+    bounds = np.maximum(scaler.largest(largest), largest)
+    if len(bounds) and not bounds.max() <= _LARGEST:
+        column = int(bounds.argmax())
+        raise UserError(
+            f"channel 'train': feature {column + 1} has a number of magnitude {largest[column]:.2g}; linear_learner takes up "
+            f"to {_LARGEST:g}, before and after normalisation: scale the feature"
+        )
 
 
 def _top(label: Array, shift: float) -> float:

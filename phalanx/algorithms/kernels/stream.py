@@ -130,6 +130,8 @@ def reduce_stream(world: Collective, assigner: Assigner, stream: Stream, reducti
     """Collective. Return the k centres of the best of `trials`, which ranks and threads share out."""
     alive = stream.weights > 0
     points, weights = stream.centers[alive].astype(np.float32), stream.weights[alive]
+    if not alive.any():  # no row weighs anything: any centres will do
+        points, weights = stream.centers.astype(np.float32), np.ones(len(stream.centers))
     k, count = reduction.k, len(points)
     if count <= k:  # where they repeat, one of equals weighs nothing
         return Stream(points[np.arange(k) % count], np.where(np.arange(k) < count, 1.0, 0.0))
