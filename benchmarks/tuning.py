@@ -5,8 +5,8 @@
     python benchmarks/tuning.py stopping [--seeds 3] [--trials 30]
 
 overhead: bare Optuna calls xgboost in its own process, on a matrix built once, against jobs of `phalanx.Tuner`; the same space,
-number of trials and rounds. Bare runs one trial at a time with all cores, and as many as there are cores with one thread each;
-the faster one counts.
+number of trials and rounds. Bare runs the trials that the tuner proposed, for deeper trees take longer: one trial at a time with
+all cores, and as many as there are cores with one thread each; the faster one counts. Beside it: trials of its own choice.
 quality: every problem is a data set of scikit-learn's and an algorithm. Its table holds real trainings at random points;
 forests fitted to them stand in for training, so that many trials are cheap. Regret is 0 at the best value known of a
 problem, 1 at the median of random points. A budget of 16x8 is 16 batches of 8 proposals made without each other's results.
@@ -67,7 +67,8 @@ def write_csv(folder: Path, features: np.ndarray, label: np.ndarray) -> dict[str
 # what a trial costs
 
 
-def bare(features: np.ndarray, label: np.ndarray, trials: int, rounds: int, at_once: int) -> float:
+def bare(features: np.ndarray, label: np.ndarray, points: Sequence[Values], trials: int, rounds: int, at_once: int) -> float:
+    """Return the seconds of Optuna alone; it tries the given points first, then its own."""
     import xgboost
 
     cut = len(features) * 3 // 4
@@ -90,6 +91,8 @@ def bare(features: np.ndarray, label: np.ndarray, trials: int, rounds: int, at_o
         return float(told["validation"]["logloss"][-1])
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    for point in points:
+        study.enqueue_trial(point)
     study.optimize(objective, n_trials=trials, n_jobs=at_once)
     return time.perf_counter() - begun
 
@@ -113,21 +116,31 @@ def swept(inputs: dict[str, str], trials: int, rounds: int, output: Path, **more
 
 def overhead(options: argparse.Namespace) -> None:
     features, label = made(options.rows, 0)
-    rows = []
+    seconds: dict[str, list[float]] = {}
+    beside = []
     with tempfile.TemporaryDirectory() as folder:
         inputs = write_csv(Path(folder), features, label)
         warm_s, _ = swept(inputs, 1, 2, Path(folder), name="warm")
-        sequential = bare(features, label, options.trials, options.rounds, 1)
-        threaded = bare(features, label, options.trials, options.rounds, CORES)
-        ours, tuner = swept(inputs, options.trials, options.rounds, Path(folder), name="ours")
-        best = min(sequential, threaded)
-        training = sum(trial.seconds for trial in tuner.trials())
-        rows.append(["Optuna, one at a time, all cores", sequential, sequential / best])
-        rows.append([f"Optuna, {CORES} threads at once", threaded, threaded / best])
-        rows.append([f"Phalanx, {CORES} jobs at once", ours, ours / best])
-    print(table(["sweep", "seconds", "of the faster Optuna"], rows))
-    idle = (ours * CORES - training) / options.trials
-    print(f"\n{options.trials} trials of {training / options.trials:.2f} s; {idle:.3f} s of a slot beside training a trial")
+        for again in range(options.repeats):
+            ours, tuner = swept(inputs, options.trials, options.rounds, Path(folder), name=f"ours-{again}")
+            trials = tuner.trials()
+            points = [trial.values for trial in trials]
+            beside.append((ours * CORES - sum(trial.seconds for trial in trials)) / options.trials)
+            found = {f"Phalanx, {CORES} jobs at once": ours}
+            for at_once, how in ((1, "one at a time, all cores"), (CORES, f"{CORES} threads at once")):
+                found[f"Optuna, the same trials, {how}"] = bare(
+                    features, label, points, options.trials, options.rounds, at_once
+                )
+            own = bare(features, label, [], options.trials, options.rounds, CORES)
+            found[f"Optuna, trials of its own, {CORES} threads at once"] = own
+            for name, value in found.items():
+                seconds.setdefault(name, []).append(value)
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    best = min(value for name, value in median.items() if "the same trials" in name)
+    rows = [[name, value, value / best] for name, value in median.items()]
+    print(table(["sweep", "seconds", "of the faster Optuna with the same trials"], rows))
+    print(f"\n{options.trials} trials, median of {options.repeats} sweeps")
+    print(f"{statistics.median(beside):.3f} s of a slot beside training a trial")
     print(f"the first sweep of a process starts the warm server: {warm_s:.1f} s for a trial of 2 rounds")
 
 
@@ -315,6 +328,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=["overhead", "quality", "stopping"])
     parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rows", type=int, default=8000)
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--seeds", type=int, default=10)

@@ -28,6 +28,7 @@ class Entry:
     extra: str | None = None  # of phalanx, to install
     needs: tuple[str, ...] = ()  # modules that must be importable; also preloaded by the warm server
     preload: tuple[str, ...] = ()  # further modules worth preloading
+    prepares: str | None = None  # "package.module:function" that makes of opened channels what workers of a sweep share
     index_base: int = 1  # of libsvm files, unless the content type says
     elastic: bool = False  # learns the same bits whatever the number of workers
 
@@ -73,6 +74,7 @@ _BUILT_IN = {
         needs=("xgboost",),
         index_base=0,
         preload=("xgboost", "phalanx.algorithms.xgboost"),
+        prepares="phalanx.algorithms.xgboost_shared:prepare",
     ),
 }
 ALGORITHMS = MappingProxyType(_BUILT_IN)

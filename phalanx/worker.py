@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
-from . import hyperparameters, pulse, registry, storage
+from . import hyperparameters, pulse, registry, shared, storage
 from .contracts import Algorithm, Collective, Json, Shard, WorkerContext
 from .data.channel import Channel, parse_content_type
 from .data.shard import open_shard
@@ -162,6 +162,9 @@ def open_saver(given: Mapping[str, Json] | None, world: Collective, context: Wor
 
 def open_channels(request: Request, world: Collective, context: WorkerContext, columns: int | str | None) -> dict[str, Shard]:
     """Collective. Open every channel, `train` first: the others take its width."""
+    kept = shared.channels_of(request.inputs, algorithm=request.algorithm, seed=request.seed, columns=columns)
+    if kept is not None and world.size == 1:
+        return kept
     index_base = registry.entry(request.algorithm).index_base
     width = columns if isinstance(columns, int) else None
     channels: dict[str, Shard] = {}

@@ -20,7 +20,8 @@ import xgboost as xgb
 
 from ..contracts import Array, Csr, Entry, Features, Json, Records, Session, State
 from ..errors import UserError, nearest
-from .xgboost_data import Intake, build
+from . import xgboost_shared
+from .xgboost_data import Intake, build_all, quantises
 from .xgboost_group import add_up, first_line, in_group, translated
 from .xgboost_hyperparameters import XGBoostHyperparameters
 from .xgboost_metrics import OWN_METRICS, evaluate, maximises
@@ -174,19 +175,11 @@ class _Training:
         self._seed = int(self._parameters["seed"])
         self._chunk = 0 if not settings.samples() else 1 if settings.booster == "dart" else _CHUNK
         self._own = [name for name in settings.metrics() if name in OWN_METRICS]
-        quantile = settings.booster != "gblinear" and settings.updater is None and settings.tree_method in _HIST
-        self._matrices: dict[str, xgb.DMatrix] = {}
-        intakes: list[Intake] = []
-        for name in ("train", *sorted(set(session.channels) - {"train"})):
-            columns = intakes[0].width if intakes else None
-            intakes.append(Intake(name, session.channels[name], settings, columns))
-            self._matrices[name] = build(
-                intakes[-1],
-                parameters=self._parameters,
-                train=self._matrices.get("train"),
-                quantile=quantile,
-                cache=cache,
-            )
+        quantile = quantises(settings)
+        kept = xgboost_shared.find(session.channels, settings, quantile=quantile)
+        self._matrices, intakes = kept or build_all(
+            session.channels, settings, parameters=self._parameters, quantile=quantile, cache=cache
+        )
         if self._matrices["train"].num_row() == 0:
             self._parameters["verbosity"] = 0  # the library warns of a worker without rows; here that is in order
         _check_width(settings, intakes[0].width)
@@ -308,9 +301,6 @@ class _Training:
                 )
             if minus and self._session.world.rank == 0:
                 print(f"note: channel '{intake.name}': labels -1 and 1 are read as 0 and 1", flush=True)
-
-
-_HIST = ("auto", "hist", "gpu_hist")
 
 
 def booster_rounds(booster: xgb.Booster, rounds: int) -> int:

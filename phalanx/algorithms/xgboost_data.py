@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
@@ -15,6 +15,7 @@ from ..contracts import Array, Batch, Csr, Records, Shard
 from ..errors import UserError
 from .xgboost_hyperparameters import XGBoostHyperparameters
 
+_HIST = ("auto", "hist", "gpu_hist")
 _STREAM_VALUES = 16_000_000  # of a streamed batch, about: 64 MB
 _Allowed = Callable[[Array], Array]
 
@@ -151,6 +152,24 @@ class Intake:
         first = int(np.argmax(bad))
         place = self.shard.where(batch.first_row + first)
         raise UserError(f"channel '{self.name}', {place}: {values[first]:g} is not allowed: {sentence}")
+
+
+def quantises(settings: XGBoostHyperparameters) -> bool:
+    """Return whether the booster works on quantised features (hist), so that channel `train` need not be kept otherwise."""
+    return settings.booster != "gblinear" and settings.updater is None and settings.tree_method in _HIST
+
+
+def build_all(
+    channels: Mapping[str, Shard], settings: XGBoostHyperparameters, *, parameters: dict[str, Any], quantile: bool, cache: Path
+) -> tuple[dict[str, xgb.DMatrix], list[Intake]]:
+    """Collective. Return every channel as a matrix of the library, `train` first, and what took them in; see `build`."""
+    matrices: dict[str, xgb.DMatrix] = {}
+    intakes: list[Intake] = []
+    for name in ("train", *sorted(set(channels) - {"train"})):
+        columns = intakes[0].width if intakes else None
+        intakes.append(Intake(name, channels[name], settings, columns))
+        matrices[name] = build(intakes[-1], parameters=parameters, train=matrices.get("train"), quantile=quantile, cache=cache)
+    return matrices, intakes
 
 
 def build(intake: Intake, *, parameters: dict[str, Any], train: xgb.DMatrix | None, quantile: bool, cache: Path) -> xgb.DMatrix:

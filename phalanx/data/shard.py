@@ -114,6 +114,7 @@ class FileShard:
         self._columns: int | None = None
         self._starts: Array | None = None
         self._empty: Table | None = None
+        self._held: Table | None = None
         self._position = Position()
 
     @property
@@ -209,6 +210,14 @@ class FileShard:
         """Put a position back: the next iteration over its epoch goes on there."""
         self._position.load_state_dict(state)
 
+    def hold(self) -> None:
+        """Decode all rows now and keep them: reading on takes them from memory.
+
+        Raises:
+            UserError: a bad row.
+        """
+        self._held = self._read_rows(0, self.rows)
+
     def close(self) -> None:
         """Give the files back; reading on would open them again."""
         for source in self._open.values():
@@ -291,6 +300,8 @@ class FileShard:
         return shuffled(self.rows, seed=self._seed, epoch=epoch, page=self._page())
 
     def _read_rows(self, start: int, stop: int) -> Table:
+        if self._held is not None:
+            return take_rows(self._held, slice(start, stop))
         if start == stop:
             return self._no_rows()
         tables = []

@@ -11,6 +11,7 @@ import math
 import queue
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, final
 
 from .. import storage
@@ -22,6 +23,7 @@ from .ledger import Ledger, Remembered
 from .plan import Plan, described, write
 from .recall import fill_in, never_reported, recorded_error
 from .search import Known, Search
+from .sharing import launcher_of, sharing_launcher
 from .stopping import Curve
 from .trial import Ended, Judge, Message, Running, Trial, Wake, curve_of, job_name, job_of, metrics_of
 from .view import View
@@ -59,6 +61,7 @@ class Sweep:
         self._error: PhalanxError | None = None
         self._curves: dict[int, Curve] = {}
         self._head = described(plan)
+        self._sharing = sharing_launcher(plan)
         earlier = earlier or {}
         self._earlier = {int(t["number"]): t for t in earlier.get("trials", [])}
         self._created = float(earlier.get("created", time.time()))
@@ -90,6 +93,8 @@ class Sweep:
             reason = self._reason()
         finally:
             self._wait_for_all()
+            if self._sharing is not None:
+                self._sharing.close()
             failed = self._error is not None and not isinstance(self._error, Stopped)
             self._write("Failed" if failed else "Stopped" if self._interrupted() else "Completed", reason)
             self._view.ended(self.trials, reason)
@@ -230,6 +235,7 @@ class Sweep:
         trial.status, trial.failure, trial.ended = "InProgress", None, None
         trial.started = trial.started or time.time()
         job = job_of(plan.job, trial, static=plan.static, folder=plan.folder, threads=plan.threads)
+        job = replace(job, launcher=launcher_of(plan, self._sharing))
         running = Running(trial, job, plan.objectives[0], plan.rule, self._messages.put)
         self._running[trial.number] = running
         running.start()
