@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from . import cli_tune
+from . import cli_tracking, cli_tune
 from .cli_shared import (
     ChannelOption,
     CheckpointsOption,
@@ -30,6 +30,7 @@ from .cli_shared import (
     MaxRuntimeOption,
     MicroBatchesOption,
     NoticeOption,
+    PricesOption,
     ResumeOption,
     SetOption,
     SpotOption,
@@ -109,6 +110,7 @@ def train(
     max_interruptions: InterruptionsOption = 10,
     max_wait: WaitOption = None,
     notice: NoticeOption = None,
+    spot_prices: PricesOption = None,
     resume: ResumeOption = False,
     hang_timeout: HangOption = "30s",
     elastic: ElasticOption = None,
@@ -136,7 +138,7 @@ def train(
         checkpoints=checkpoints,
         checkpoint_every=checkpoint_every,
         keep=keep,
-        spot=_spot(spot, max_interruptions, max_wait, notice),
+        spot=_spot(spot, max_interruptions, max_wait, notice, spot_prices),
         resume=resume,
         hang_timeout_s=None if hang_timeout == "never" else duration_of("--hang-timeout", hang_timeout),
         elastic=elastic,
@@ -180,6 +182,7 @@ def run(
     max_interruptions: InterruptionsOption = 10,
     max_wait: WaitOption = None,
     notice: NoticeOption = None,
+    spot_prices: PricesOption = None,
     resume: ResumeOption = False,
     hang_timeout: HangOption = "30s",
     elastic: ElasticOption = None,
@@ -228,7 +231,7 @@ def run(
         checkpoints=checkpoints,
         checkpoint_every=checkpoint_every,
         keep=keep,
-        spot=_spot(spot, max_interruptions, max_wait, notice),
+        spot=_spot(spot, max_interruptions, max_wait, notice, spot_prices),
         resume=resume,
         hang_timeout_s=None if hang_timeout == "never" else duration_of("--hang-timeout", hang_timeout),
         elastic=elastic,
@@ -383,15 +386,23 @@ def _refuse_options(context: typer.Context) -> None:
             )
 
 
-def _spot(on: bool, max_interruptions: int, max_wait: str | None, notices: list[str] | None) -> Spot | None:
+def _spot(on: bool, max_interruptions: int, max_wait: str | None, notices: list[str] | None, prices: str | None) -> Spot | None:
     from .spot import Spot
 
     if not on:
-        if notices:
-            raise UserError("--notice is for jobs with --spot: add it")
+        for option, given in (("--notice", notices), ("--spot-prices", prices)):
+            if given:
+                raise UserError(f"{option} is for jobs with --spot: add it")
         return None
+    pair: tuple[float, float] | None = None
+    if prices is not None:
+        try:
+            spot, on_demand = map(float, prices.split(":"))
+        except ValueError:
+            raise UserError(f"--spot-prices takes two numbers as 0.12:0.40, spot and on demand, not '{prices}'") from None
+        pair = spot, on_demand
     limit = None if max_wait is None else duration_of("--max-wait", max_wait)
-    return Spot(max_restarts=max_interruptions, max_wait_s=limit, notices=tuple(notices or ()))
+    return Spot(max_restarts=max_interruptions, max_wait_s=limit, notices=tuple(notices or ()), prices=pair)
 
 
 def _show_error(error: PhalanxError) -> None:
@@ -412,6 +423,7 @@ def _default_text(default: Any) -> str:
 
 
 cli_tune.add_to(app)
+cli_tracking.add_to(app)
 
 if __name__ == "__main__":
     main()

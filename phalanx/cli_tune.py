@@ -116,25 +116,6 @@ def tune(
     _run(tuner, as_json)
 
 
-def report(
-    folder: Annotated[str, typer.Argument(help="A sweep's folder or URL.")],
-    output: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the folder.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Write a sweep as one html page: its course, what mattered, the curves of its trials."""
-    from . import storage
-    from .tuning.plan import SWEEP, read
-    from .tuning.report import page
-
-    show_tracebacks(debug)
-    sweep = read(folder)
-    if sweep is None:
-        raise UserError(f"there is no sweep at {folder}: its folder must hold {SWEEP}")
-    place = str(output) if output is not None else storage.join(folder, "report.html")
-    storage.put_bytes(place, page(folder, sweep).encode())
-    typer.echo(place)
-
-
 def show_sweep(folder: str, *, as_json: bool) -> bool:
     """Show the sweep in a folder; return False where there is none."""
     from . import storage
@@ -172,7 +153,6 @@ def show_sweep(folder: str, *, as_json: bool) -> bool:
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
     app.command()(tune)
-    app.command()(report)
 
 
 def _run(tuner: Tuner, as_json: bool) -> None:

@@ -185,7 +185,7 @@ class _Run:
         self._progress.started(request.name, f"{request.work.label} on {workers}, to {storage.redact(request.url)}")
         try:
             with stopping_on_signals(self._stop):
-                with Housekeeping(self._record, self._on_line):
+                with Housekeeping(self._record, self._on_line, self._asked):
                     outcome = self._supervise()
                     artifact = self._publish(outcome)
                 request.work.ended()
@@ -205,6 +205,8 @@ class _Run:
     def _supervise(self) -> Outcome:
         request, job = self._request, self._job
         spot = request.spot
+        if spot is not None:
+            self._record.bill(spot, job.workers)
         checkpoints = None if request.checkpoints is None else {**request.checkpoints, "begun": time.time()}
         limits = [s for s in (job.max_runtime_s, None if spot is None else spot.max_wait_s) if s is not None]
         spec = WorkerSpec(
@@ -266,6 +268,9 @@ class _Run:
     def _on_line(self, rank: int, line: str) -> None:
         self._request.work.on_line(rank, line)
         self._progress.log(rank, line)
+
+    def _asked(self) -> None:
+        self._stop.request("stopped by phalanx stop", EXIT_SIGTERM)
 
     def _publish(self, outcome: Outcome) -> str | None:
         """Pack and publish the model the workers left; None where a stopped or failed job left none."""

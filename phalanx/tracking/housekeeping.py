@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self, final
 
+from .. import storage
 from ..errors import PhalanxError
+from . import stop_file
 from .record import SYNC_SECONDS, JobRecord
 
 _POLL_SECONDS = 0.1
+STOP_SECONDS = 1.0
 _MAX_READ = 1 << 20
 
 
@@ -44,10 +47,19 @@ class LogTail:
 
 @final
 class Housekeeping:
-    """A thread that tails logs and syncs the record while a job runs; a context manager."""
+    """A thread that tails logs, syncs the record and looks for a request to stop while a job runs; a context manager.
 
-    def __init__(self, record: JobRecord, show: Callable[[int, str], None]) -> None:
+    Args:
+        record: the job's.
+        show: is given every line that a rank writes.
+        stop: called once when the job's folder asks it to stop.
+    """
+
+    def __init__(self, record: JobRecord, show: Callable[[int, str], None], stop: Callable[[], None] = lambda: None) -> None:
         self._record = record
+        self._stop = stop
+        self._begun = time.time()
+        self._look_every = STOP_SECONDS if storage.is_local(record.url) else SYNC_SECONDS
         self._tail = LogTail(record.logs, show)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="phalanx-housekeeping", daemon=True)
@@ -63,14 +75,27 @@ class Housekeeping:
 
     def _run(self) -> None:
         due = time.monotonic() + SYNC_SECONDS
+        look: float | None = 0.0
         while not self._done.wait(_POLL_SECONDS):
             self._tail.poll()
+            if look is not None and time.monotonic() >= look:
+                look = None if self._asked() else time.monotonic() + self._look_every
             if time.monotonic() >= due:
                 try:
                     self._record.sync()
                 except PhalanxError as error:  # tried again at the next interval, and at the end, where it counts
                     self._tail_note(str(error))
                 due = time.monotonic() + SYNC_SECONDS
+
+    def _asked(self) -> bool:
+        """Pass a request to stop on; return whether there was one."""
+        try:
+            if not stop_file.asked(self._record.url, self._begun):
+                return False
+        except PhalanxError:  # the storage does not answer: asked again later
+            return False
+        self._stop()
+        return True
 
     def _tail_note(self, text: str) -> None:
         with (self._record.logs / "launcher.log").open("a", encoding="utf-8") as log:

@@ -20,6 +20,7 @@ from typing import Any, TextIO, final
 from .. import storage
 from ..contracts import Json, Member
 from ..errors import Interruption, PhalanxError
+from ..spot import Spot
 from .goodput import Goodput
 
 SYNC_SECONDS = 10.0
@@ -72,6 +73,7 @@ class JobRecord:
         }
         self._earlier_transitions = len(self._status["transitions"])
         self._goodput = Goodput()
+        self._spot: tuple[Spot, int] | None = None
         (self.folder / "failure").unlink(missing_ok=True)
         self.enter("Starting")
 
@@ -79,6 +81,10 @@ class JobRecord:
     def status(self) -> Mapping[str, Any]:
         """What status.json holds."""
         return self._status
+
+    def bill(self, spot: Spot, workers: int) -> None:
+        """Have the record say what the job cost, where its prices are known."""
+        self._spot = spot, workers
 
     def write_job(self, resolved: Mapping[str, Json]) -> None:
         """Write job.json."""
@@ -168,7 +174,10 @@ class JobRecord:
             spent = round(self._spent_before + now - begun, 3)
             waited = self._spent_waiting(own, now)
             self._status.update(training_seconds=spent, billable_seconds=round(spent - waited, 3))
-            self._status["goodput"] = self._goodput.read(begun, now)
+            goodput = self._status["goodput"] = self._goodput.read(begun, now)
+            if self._spot is not None:
+                spot, workers = self._spot
+                self._status["cost"] = spot.cost(workers, spent - waited, goodput, self._status["restarts"])
             self._write_status()
         self._metrics_file.close()
         self.sync()

@@ -40,6 +40,9 @@ def rows_of(status: Mapping[str, Any]) -> list[list[str]]:
     if goodput:
         rows.append(["goodput", f"{100 * goodput['goodput']:.1f} % of {goodput['wall_s']:.1f} s"])
         rows += [[f"  {text}", f"{goodput[key]:.1f} s"] for key, text in _PARTS]
+    if status.get("cost"):
+        cost = status["cost"]
+        rows.append(["cost", f"{cost['spot']:.6g} ({cost['on_demand']:.6g} on demand: {100 * cost['saved']:.1f} % saved)"])
     if status.get("failure"):
         rows.append(["failure", str(status["failure"])])
     return rows

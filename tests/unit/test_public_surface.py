@@ -71,12 +71,12 @@ def test_commands_and_options() -> None:
         "train": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
             "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--micro-batches", "--name", "--notice", "--output", "--resume", "--seed",
-            "--set", "--spot", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
+            "--set", "--spot", "--spot-prices", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
         ],
         "run": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
             "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--micro-batches", "--name", "--notice", "--output", "--resume",
-            "--schema", "--seed", "--set", "--source-dir", "--spot", "--strategy", "--test", "--threads-per-worker", "--train",
+            "--schema", "--seed", "--set", "--source-dir", "--spot", "--spot-prices", "--strategy", "--test", "--threads-per-worker", "--train",
             "--validation", "--workers",
         ],
         "tune": [
@@ -85,7 +85,11 @@ def test_commands_and_options() -> None:
             "--storage", "--strategy", "--target", "--test", "--threads-per-worker", "--train", "--validation", "--warm-start",
             "--warm-start-kind", "--workers",
         ],
-        "report": ["--debug", "--output"],
+        "jobs": ["--debug", "--json"],
+        "logs": ["--debug", "--follow", "--json", "--rank"],
+        "stop": ["--debug", "--json"],
+        "compare": ["--debug", "--json", "--metric"],
+        "report": ["--debug", "--json", "--output"],
         "checkpoints": ["--debug", "--json"],
         "show": ["--debug", "--json"],
         "predict": ["--accept", "--content-type", "--debug", "--input", "--output"],

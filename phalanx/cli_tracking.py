@@ -1,0 +1,187 @@
+"""Commands that look at jobs: `jobs`, `logs`, `stop`, `compare`, `report`, `ui`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .cli_shared import Debug, Json, print_json, print_table, show_tracebacks
+from .errors import UserError
+
+if TYPE_CHECKING:
+    from .tracking.reading import TrackedJob
+
+_POLL_SECONDS = 0.2
+
+
+def jobs(
+    url: Annotated[str, typer.Argument(help="Folder or URL that holds jobs.")] = "runs",
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """List jobs: what each trains, how it stands, its newest metric, time, and interruptions."""
+    from .tracking.reading import jobs as found_at
+
+    show_tracebacks(debug)
+    rows = [_row(job) for job in found_at(url)]
+    if as_json:
+        print_json(rows)
+        return
+    headers = ["name", "algorithm", "status", "step", "metric", "created", "seconds", "billable", "interruptions"]
+    print_table(headers, [[_text(row[header]) for header in headers] for row in rows])
+
+
+def logs(
+    job: Annotated[str, typer.Argument(help="A job's folder or URL.")],
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Only this rank's. Default: all.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print what the workers of a job wrote."""
+    from .tracking.reading import load_job
+
+    show_tracebacks(debug)
+    found = load_job(job)
+    known = found.ranks()
+    if rank is not None and rank not in known and not (follow and not found.ended):
+        raise UserError(f"the job '{found.name}' has no log of rank {rank}; there are {', '.join(map(str, known)) or 'none'}")
+    offsets: dict[int, int] = {}
+    while True:
+        ended = load_job(job).ended  # asked before reading: what was written until the end is then all there
+        _print_logs(found, [rank] if rank is not None else found.ranks(), offsets, last=ended or not follow, as_json=as_json)
+        if ended or not follow:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def stop(
+    job: Annotated[str, typer.Argument(help="A running job's folder or URL.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Ask a running job to stop in order: it saves a checkpoint and ends as Stopped."""
+    from .tracking import stop_file
+
+    show_tracebacks(debug)
+    stop_file.ask(job)
+    if as_json:
+        print_json({"asked": job})
+    else:
+        typer.echo(f"asked {job} to stop; phalanx show {job} tells when it has")
+
+
+def compare(
+    jobs: Annotated[list[str], typer.Argument(help="Two or more jobs' folders or URLs.")],
+    metric: Annotated[str | None, typer.Option(help="Show this metric's curves too.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show where jobs differ: hyperparameters and metrics side by side."""
+    from .tracking.comparing import compared
+    from .tracking.reading import load_job
+
+    show_tracebacks(debug)
+    told = compared([load_job(job) for job in jobs], metric)
+    if as_json:
+        print_json(told)
+        return
+    print_table(["hyperparameter", *told["jobs"]], [[name, *map(_text, values)] for name, values in told["differing"].items()])
+    shown = told["metrics"] if metric is None else {metric: told["metrics"][metric]}
+    rows = [
+        [f"{name} ({key})", *("" if ends is None else _text(ends[key]) for ends in found)]
+        for name, found in shown.items()
+        for key in (("last",) if metric is None else ("last", "min", "max"))
+    ]
+    print_table(["metric", *told["jobs"]], rows)
+    for name, points in zip(told["jobs"], told["curves"], strict=False):
+        typer.echo(f"{name}  {_spark([value for _, value in points])}")
+
+
+def report(
+    folder: Annotated[str, typer.Argument(help="A job's or a sweep's folder or URL.")],
+    output: Annotated[Path | None, typer.Option(help="The page. Default: report.html in the folder.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a job or a sweep as one html page that needs nothing else."""
+    from . import storage
+
+    show_tracebacks(debug)
+    text = _page(folder)
+    place = str(output) if output is not None else storage.join(folder, "report.html")
+    storage.put_bytes(place, text.encode())
+    if as_json:
+        print_json({"report": place})
+    else:
+        typer.echo(place)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the commands."""
+    for command in (jobs, logs, stop, compare, report):
+        app.command()(command)
+
+
+def _page(folder: str) -> str:
+    from .tracking.page import page
+    from .tracking.reading import load_job
+    from .tuning.plan import read
+
+    sweep = read(folder)
+    if sweep is not None:
+        from .tuning.report import page as sweep_page
+
+        return sweep_page(folder, sweep)
+    return page(load_job(folder))
+
+
+def _row(job: TrackedJob) -> dict[str, Any]:
+    status = job.status
+    metrics = status.get("metrics") or {}
+    name = next((n for n in metrics if n.startswith("validation:")), next(iter(metrics), None))
+    created, ended = status.get("created"), status.get("ended")
+    transitions = status.get("transitions") or []
+    seconds = None if created is None else (ended or time.time()) - created
+    return {
+        "name": job.name,
+        "algorithm": job.algorithm,
+        "status": job.state,
+        "step": status.get("step"),
+        "metric": None if name is None else f"{name}={_text(metrics[name])}",
+        "created": None if created is None else datetime.fromtimestamp(created).isoformat(" ", "seconds"),
+        "seconds": None if seconds is None else round(seconds, 1),
+        "billable": status.get("billable_seconds"),
+        "interruptions": sum(t.get("status") == "Interrupted" for t in transitions if isinstance(t, dict)),
+        "url": job.url,
+    }
+
+
+def _print_logs(job: TrackedJob, ranks: list[int], offsets: dict[int, int], *, last: bool, as_json: bool) -> None:
+    for rank in ranks:
+        data = job.log(rank, offsets.get(rank, 0))
+        whole = data if last else data[: data.rfind(b"\n") + 1]
+        offsets[rank] = offsets.get(rank, 0) + len(whole)
+        for line in whole.decode("utf-8", "replace").splitlines():
+            if as_json:
+                print_json({"rank": rank, "line": line})
+            else:
+                typer.echo(line if len(ranks) == 1 else f"[{rank}] {line}")
+    sys.stdout.flush()
+
+
+def _spark(values: list[float | None]) -> str:
+    finite = [value for value in values if value is not None][:: max(1, len(values) // 60)]
+    if not finite:
+        return ""
+    low, high = min(finite), max(finite)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / (high - low or 1.0))] for value in finite)
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

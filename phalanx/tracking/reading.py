@@ -1,0 +1,229 @@
+"""A job's folder as it stands, read from any storage: what is missing or half written counts for nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+from .. import storage
+from ..errors import UserError
+from .curves import Curve, curves_of
+from .record import ENDED
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class JobEvent:
+    """Something that happened to a job.
+
+    Attributes:
+        kind: "status" (a new secondary status), "step" (metrics of a step), "finding" (of a rule) or "end".
+        time: seconds since 1970.
+        step: the job's step, 0 where the event has none.
+        message: of people's words.
+        metrics: of a step; None where a value was not finite.
+    """
+
+    kind: Literal["status", "step", "finding", "end"]
+    time: float
+    step: int = 0
+    message: str = ""
+    metrics: Mapping[str, float | None] | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class TrackedJob:
+    """A job as its folder tells of it.
+
+    Attributes:
+        url: its folder.
+        status: what status.json holds; {} where there is none.
+        request: what job.json holds; {} where there is none.
+    """
+
+    url: str
+    status: Mapping[str, Any]
+    request: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The job's name, else its folder's."""
+        return str(self.status.get("name") or self.request.get("name") or self.url.rstrip("/").rsplit("/", 1)[-1])
+
+    @property
+    def algorithm(self) -> str:
+        """What it trains."""
+        return str(self.status.get("algorithm") or self.request.get("algorithm") or "")
+
+    @property
+    def state(self) -> str:
+        """InProgress, Completed, Failed, Stopped, or Unknown where the folder does not say."""
+        return str(self.status.get("status") or "Unknown")
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has come to an end."""
+        return self.state in ENDED
+
+    def curves(self) -> dict[str, Curve]:
+        """Return every point of every metric, by name."""
+        return curves_of(_bytes(storage.join(self.url, "metrics.jsonl")))
+
+    def findings(self) -> list[dict[str, Any]]:
+        """Return what rules found, oldest first."""
+        return _lines(_bytes(storage.join(self.url, "findings.jsonl")))
+
+    def events(self, *, follow: bool = True) -> Iterator[JobEvent]:
+        """Yield what has happened and, while the job runs, what happens; ends with the job.
+
+        Args:
+            follow: False: only what has happened by now.
+        """
+        seen = {"metrics": 0, "findings": 0}
+        told = 0
+        while True:
+            status = _mapping(storage.read_json(storage.join(self.url, "status.json")))
+            transitions = status.get("transitions") or []
+            for entry in transitions[told:]:
+                yield JobEvent("status", float(entry["start"]), message=f"{entry['status']} {entry['message']}".strip())
+            told = max(told, len(transitions))
+            for what in seen:
+                data = _bytes(storage.join(self.url, f"{what}.jsonl"))
+                whole = data.rfind(b"\n") + 1
+                for line in _lines(data[seen[what] : whole]):
+                    yield _event(what, line)
+                seen[what] = max(seen[what], whole)
+            if status.get("status") in ENDED:
+                message = str(status.get("failure") or status["status"])
+                yield JobEvent("end", float(status.get("ended") or 0), int(status.get("step") or 0), message)
+                return
+            if not follow:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def log(self, rank: int = 0, start: int = 0) -> bytes:
+        """Return what a rank has written, from byte `start` on."""
+        return _bytes(storage.join(self.url, "logs", f"rank-{rank}.log"))[start:]
+
+    def ranks(self) -> list[int]:
+        """Return the ranks whose logs are there."""
+        folder = storage.join(self.url, "logs")
+        try:
+            names = [file.url.rsplit("/", 1)[-1] for file in storage.list_files(folder)]
+        except UserError:
+            return []
+        found = (name.removeprefix("rank-").removesuffix(".log") for name in names if name.startswith("rank-"))
+        return sorted(int(number) for number in found if number.isdigit())
+
+
+def load_job(url: str) -> TrackedJob:
+    """Return the job in a folder.
+
+    Args:
+        url: folder or URL of the job.
+
+    Raises:
+        UserError: there is neither status.json nor job.json.
+    """
+    status = _mapping(storage.read_json(storage.join(url, "status.json")))
+    request = _mapping(storage.read_json(storage.join(url, "job.json")))
+    if not status and not request:
+        raise UserError(
+            f"there is no job at {storage.redact(url)}: its folder must hold status.json; `phalanx jobs` lists jobs"
+        )
+    return TrackedJob(url, status, request)
+
+
+def jobs(url: str = "runs") -> list[TrackedJob]:
+    """Return the jobs below a folder (its own, in it, and the trials of its sweeps), the newest first.
+
+    job.json is not read: `request` is empty, `load_job` has it.
+
+    Args:
+        url: folder or URL.
+
+    Raises:
+        UserError: there is no such local folder.
+    """
+    found = [TrackedJob(place, _mapping(storage.read_json(storage.join(place, "status.json"))), {}) for place in _places(url)]
+    return sorted(found, key=lambda job: (-_number(job.status.get("created")), job.name))
+
+
+def sweeps(url: str = "runs") -> list[str]:
+    """Return the folders of sweeps: `url` itself, and those in it."""
+    if not storage.is_local(url):
+        return _parents(url, "sweep.json")
+    root = storage.local_path(url)
+    places = [root, *_folders(root)]
+    return [str(place) for place in places if (place / "sweep.json").is_file()]
+
+
+def _places(url: str) -> list[str]:
+    if not storage.is_local(url):
+        return _parents(url, "status.json")
+    root = storage.local_path(url)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {url}; jobs stand in the folder that they had as --output")
+    places = [root]
+    for folder in _folders(root):
+        places += [folder, *(_folders(folder) if (folder / "sweep.json").is_file() else ())]
+    if (root / "sweep.json").is_file() or not places:
+        places = [root, *_folders(root)]
+    return [str(place) for place in places if (place / "status.json").is_file()]
+
+
+def _folders(root: Path) -> list[Path]:
+    try:
+        return sorted(path for path in root.iterdir() if path.is_dir())
+    except OSError:
+        return []
+
+
+def _parents(url: str, name: str) -> list[str]:
+    """Return the folders below a remote URL that hold a file of this name, at most two levels down."""
+    found = []
+    for path in storage.sizes_below(url):
+        *folders, last = path.strip("/").split("/")
+        if last == name and len(folders) <= 2:
+            found.append(storage.join(url, *folders) if folders else url)
+    return sorted(found)
+
+
+def _bytes(url: str) -> bytes:
+    try:
+        return storage.read_bytes(url)
+    except UserError:
+        return b""
+
+
+def _lines(data: bytes) -> list[dict[str, Any]]:
+    found = []
+    for line in data.splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            found.append(value)
+    return found
+
+
+def _event(what: str, line: Mapping[str, Any]) -> JobEvent:
+    when, step = _number(line.get("time")), int(_number(line.get("step")))
+    if what == "findings":
+        return JobEvent("finding", when, step, f"{line.get('rule')}: {line.get('message')}")
+    return JobEvent("step", when, step, metrics={name: v for name, v in line.items() if name not in ("step", "time")})
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
