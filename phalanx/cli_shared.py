@@ -49,6 +49,9 @@ NoticeOption = Annotated[
     list[str] | None,
     typer.Option(help="With --spot: aws, gcp, azure or file:PATH says that this machine is taken; repeatable."),
 ]
+PricesOption = Annotated[
+    str | None, typer.Option("--spot-prices", help="With --spot: of a worker an hour, spot:on-demand, as 0.12:0.40.")
+]
 ElasticOption = Annotated[
     str | None, typer.Option(help="exact: the same bits whatever the number of workers, also when it changes on the way.")
 ]
