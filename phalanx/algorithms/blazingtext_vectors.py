@@ -18,7 +18,7 @@ from .kernels.blazingtext import learn_means, learn_windows
 
 _PIECE = 1 << 14  # tokens that a thread takes at once
 # What outputs, which start at zero, learn faster, over the epochs: one pass is too short for them else.
-_BOOSTS = {"skipgram": 1.0, "batch_skipgram": 0.5, "cbow": 0.0}
+_BOOSTS = {"skipgram": 1.5, "batch_skipgram": 0.75, "cbow": 3.0}
 _POWER = 0.75  # of the counts, for negatives; Mikolov et al., 2013
 
 

@@ -25,20 +25,21 @@ def mean_row(rows, counts, first, last, inputs, h):
     for at in range(first, last):
         total += counts[at]
         if rows[at] >= 0:
-            row, count = inputs[rows[at]], np.float32(counts[at])
+            row, count = np.uint64(rows[at]), np.float32(counts[at])
             for d in range(size):
-                h[d] += row[d] * count
+                h[d] += inputs[row, d] * count
     if total:
         scale = np.float32(1) / np.float32(total)
         for d in range(size):
             h[d] *= scale
 
 
-@njit("f4(f4[::1], f4[::1])", nogil=True, cache=True, fastmath=True, inline="always")
-def _dot(a, b):
+@njit("f4(f4[::1], f4[:, ::1], u8)", nogil=True, cache=True, fastmath=True)
+def _dot(a, rows, number):
+    """Return the product of `a` and a row: no view of it, whose references threads would count together."""
     total = np.float32(0)
     for d in range(a.shape[0]):
-        total += a[d] * b[d]
+        total += a[d] * rows[number, d]
     return total
 
 
@@ -47,7 +48,7 @@ def softmax(h, outputs, p):
     """Write the probabilities of all labels to `p` (L,)."""
     top = np.float32(-1e30)
     for label in range(p.shape[0]):
-        p[label] = _dot(h, outputs[label])
+        p[label] = _dot(h, outputs, np.uint64(label))
         top = max(top, p[label])
     total = 0.0
     for label in range(p.shape[0]):
@@ -63,7 +64,7 @@ def tree_probabilities(h, outputs, nodes, codes, starts, p):
     for label in range(p.shape[0]):
         logarithm = 0.0
         for at in range(starts[label], starts[label + 1]):
-            x = float(_dot(h, outputs[nodes[at]]))
+            x = float(_dot(h, outputs, np.uint64(nodes[at])))
             logarithm -= math.log1p(math.exp(min(-x if codes[at] else x, 80.0)))
         p[label] = math.exp(logarithm)
 
@@ -116,21 +117,20 @@ def classify(rows, counts, lines, labels, order, inputs, outputs, first_rate, la
                     if labels[at] == label:
                         wanted += share
                 step = (wanted - p[label]) * rate
-                row = outputs[label]
                 for d in range(size):
-                    change[d] += step * row[d]
-                    row[d] += step * h[d]
+                    change[d] += step * outputs[label, d]
+                    outputs[label, d] += step * h[d]
         else:
             for at_label in range(first_label, last_label):
                 label = labels[at_label]
                 for at in range(starts[label], starts[label + 1]):
-                    row = outputs[nodes[at]]
-                    q = 1.0 / (1.0 + math.exp(-float(_dot(h, row))))
+                    node = np.uint64(nodes[at])
+                    q = 1.0 / (1.0 + math.exp(-float(_dot(h, outputs, node))))
                     found[0] -= share * math.log(max(q if codes[at] else 1.0 - q, 1e-7))
                     step = np.float32(codes[at] - q) * rate * share
                     for d in range(size):
-                        change[d] += step * row[d]
-                        row[d] += step * h[d]
+                        change[d] += step * outputs[node, d]
+                        outputs[node, d] += step * h[d]
         total = 0
         for at in range(first, last):
             total += counts[at]
@@ -139,9 +139,9 @@ def classify(rows, counts, lines, labels, order, inputs, outputs, first_rate, la
             change[d] *= scale
         for at in range(first, last):
             if rows[at] >= 0:
-                row, count = inputs[rows[at]], np.float32(counts[at])
+                row, count = np.uint64(rows[at]), np.float32(counts[at])
                 for d in range(size):
-                    row[d] += count * change[d]
+                    inputs[row, d] += count * change[d]
         found[1] += 1
     return found
 
