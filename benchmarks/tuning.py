@@ -5,8 +5,8 @@
     python benchmarks/tuning.py stopping [--seeds 3] [--trials 30]
 
 overhead: bare Optuna calls xgboost in its own process, on a matrix built once, against jobs of `phalanx.Tuner`; the same space,
-number of trials and rounds. Bare runs the trials that the tuner proposed, for deeper trees take longer: one trial at a time with
-all cores, and as many as there are cores with one thread each; the faster one counts. Beside it: trials of its own choice.
+number of trials and rounds. Bare runs the trials that the tuner proposed, for deeper trees take longer: one at a time with all
+cores, and as many as there are cores with one thread each; the faster one counts. Beside it: trials of its own choice.
 quality: every problem is a data set of scikit-learn's and an algorithm. Its table holds real trainings at random points;
 forests fitted to them stand in for training, so that many trials are cheap. Regret is 0 at the best value known of a
 problem, 1 at the median of random points. A budget of 16x8 is 16 batches of 8 proposals made without each other's results.
@@ -316,11 +316,16 @@ def stopping(options: argparse.Namespace) -> None:
                 )
                 trials = tuner.trials()
                 seconds = sum(trial.seconds for trial in trials)
+                steps = sum(trial.step for trial in trials)
                 if kind == "off":
-                    base, score = seconds, tuner.best().objective
+                    base, whole, score = seconds, steps, tuner.best().objective
                 ratio = tuner.best().objective / score
-                rows.append([seed, kind, sum(t.status == "Stopped" for t in trials), wall, seconds, seconds / base, ratio])
-    head = ["seed", "early stopping", "stopped", "wall s", "training s", "training of off", "best logloss of off"]
+                stopped = sum(t.status == "Stopped" for t in trials)
+                rows.append([seed, kind, stopped, wall, seconds, seconds / base, steps / whole, ratio])
+    head = ["seed", "early stopping", "stopped", "wall s", "training s", "s of off", "steps of off", "best logloss of off"]
+    for kind in ("median", "auto"):
+        own = [row for row in rows if row[1] == kind]
+        rows.append(["mean", kind, *("" for _ in range(3)), *(statistics.fmean(row[n] for row in own) for n in (5, 6, 7))])
     print(table(head, rows))
 
 
