@@ -26,6 +26,7 @@ from .spot import Spot
 from .tracking.console import Progress, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
 from .tracking.record import JobRecord
+from .tracking.watching import RuleWatch
 
 GRACE_SECONDS = 30.0
 
@@ -82,6 +83,7 @@ class TrainingJob:
         elastic: "exact": the same bits whatever the number of workers, also when it changes on the way. Some algorithms are so
             anyway, others are refused; the Trainer of a script gets the strategy `exact`. None: as algorithm and strategy are.
         micro_batches: that the Trainer of a script cuts every global batch into with elastic "exact"; a multiple of `workers`.
+        rules: that watch the metrics, as "overfit" or "overfit:patience=3,action=stop"; what they find is in findings.jsonl.
     """
 
     algorithm: str | None = None
@@ -109,6 +111,7 @@ class TrainingJob:
     hang_timeout_s: float | None = 30.0
     elastic: str | None = None
     micro_batches: int = 12
+    rules: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._stop = StopRequest()
@@ -174,6 +177,7 @@ class _Run:
         self._progress = progress
         self._scratch = scratch
         self._stop = stop
+        self._rules = RuleWatch(job.rules, record.folder, self._warn, lambda why: stop.request(why, EXIT_SIGTERM))
 
     def run(self) -> JobResult:
         """Run to the end; raise the job's error with its result."""
@@ -250,6 +254,7 @@ class _Run:
             self._progress.status(body["phase"], "")
         elif body["kind"] == "step":
             self._record.step(body["step"], body["time"], body["metrics"])
+            self._rules.step(body["step"], body["metrics"])
             self._progress.step(body["step"], body["metrics"], body["rows"], body["of"])
         elif body["kind"] == "saved":
             self._record.saved(body)
@@ -268,6 +273,9 @@ class _Run:
     def _on_line(self, rank: int, line: str) -> None:
         self._request.work.on_line(rank, line)
         self._progress.log(rank, line)
+
+    def _warn(self, text: str) -> None:
+        self._progress.status("Rules", text)
 
     def _asked(self) -> None:
         self._stop.request("stopped by phalanx stop", EXIT_SIGTERM)
@@ -297,6 +305,8 @@ class _Run:
     def _end(self, error: PhalanxError | None, secondary: str, artifact: str | None) -> JobResult:
         status: Literal["Completed", "Failed", "Stopped"]
         status = "Completed" if error is None else "Stopped" if isinstance(error, Stopped) else "Failed"
+        if error is not None:
+            self._rules.failed(self._record.last_step, error.message)
         self._record.end(status, secondary, error)
         seen = self._record.status
         result = JobResult(
@@ -343,6 +353,7 @@ class _Run:
             "hang_timeout_s": job.hang_timeout_s,
             "elastic": job.elastic,
             "micro_batches": job.micro_batches,
+            "rules": list(job.rules),
             "provenance": {
                 **code_and_versions(),
                 "data": {

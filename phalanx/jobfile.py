@@ -47,6 +47,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "strategy": {"type": ["string", "null"], "pattern": f"^({'|'.join(STRATEGIES)})(:.*)?$"},
     "elastic": {"enum": [None, "exact"]},
     "micro_batches": {"type": "integer", "minimum": 1},
+    "rules": {"type": "array", "items": {"type": "string"}},
     "metric_definitions": {"type": "array", "maxItems": MAX_DEFINITIONS, "items": _METRIC},
 }
 

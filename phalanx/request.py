@@ -19,6 +19,7 @@ from .errors import UserError, nearest
 from .launch.interruptions import InterruptionSource, source_of
 from .launch.local import LocalLauncher
 from .spot import Spot
+from .tracking.rules import rule_of
 from .work import AlgorithmWork, ScriptWork, Work
 
 if TYPE_CHECKING:
@@ -62,6 +63,7 @@ def validated(job: TrainingJob) -> Request:
         raise UserError(f"elastic must be 'exact' or left out, not {job.elastic!r}")
     work = _work(job, launcher, inputs)
     _whole("max_restarts", job.max_restarts, 0)
+    _check_rules(job.rules)
     _whole("seed", job.seed, 0)
     if job.threads_per_worker is not None:
         _whole("threads_per_worker", job.threads_per_worker, 1)
@@ -206,6 +208,13 @@ def mapping_of(what: str, given: Any) -> Mapping[str, Any]:
 def _whole(name: str, value: Any, low: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < low:
         raise UserError(f"{name}={value!r} is not allowed: it must be a whole number of at least {low}")
+
+
+def _check_rules(given: Any) -> None:
+    if isinstance(given, str) or not isinstance(given, Sequence):
+        raise UserError(f"rules must be a list of texts, as ['overfit'], not {given!r}")
+    for text in given:
+        rule_of(text)
 
 
 def _seconds(name: str, value: float | None) -> None:

@@ -28,7 +28,7 @@ def test_job_fields() -> None:
     assert [f.name for f in fields(phalanx.TrainingJob)] == [
         "algorithm", "inputs", "hyperparameters", "workers", "output", "name", "seed", "threads_per_worker", "launcher", "max_restarts",
         "max_runtime_s", "environment", "script", "source_dir", "arguments", "strategy", "metric_definitions", "checkpoints",
-        "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s", "elastic", "micro_batches",
+        "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s", "elastic", "micro_batches", "rules",
     ]  # fmt: skip
     assert [f.name for f in fields(phalanx.Channel)] == ["url", "content_type", "spread", "mode", "compression"]
 
