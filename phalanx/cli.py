@@ -32,6 +32,7 @@ from .cli_shared import (
     NoticeOption,
     PricesOption,
     ResumeOption,
+    RuleOption,
     SetOption,
     SpotOption,
     TestOption,
@@ -115,6 +116,7 @@ def train(
     hang_timeout: HangOption = "30s",
     elastic: ElasticOption = None,
     micro_batches: MicroBatchesOption = 12,
+    rule: RuleOption = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -143,6 +145,7 @@ def train(
         hang_timeout_s=None if hang_timeout == "never" else duration_of("--hang-timeout", hang_timeout),
         elastic=elastic,
         micro_batches=micro_batches,
+        rules=rule or (),
     )
     _run(job, as_json)
 
@@ -187,6 +190,7 @@ def run(
     hang_timeout: HangOption = "30s",
     elastic: ElasticOption = None,
     micro_batches: MicroBatchesOption = 12,
+    rule: RuleOption = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -236,6 +240,7 @@ def run(
         hang_timeout_s=None if hang_timeout == "never" else duration_of("--hang-timeout", hang_timeout),
         elastic=elastic,
         micro_batches=micro_batches,
+        rules=rule or (),
     )
     _run(script, as_json)
 

@@ -61,6 +61,10 @@ MicroBatchesOption = Annotated[
 HangOption = Annotated[
     str, typer.Option(help="A worker that gives no sign of life, or keeps others waiting, so long has failed: 30s, 5m, never.")
 ]
+RuleOption = Annotated[
+    list[str] | None,
+    typer.Option("--rule", help="Watches the metrics: overfit, or overfit:patience=3,action=stop; repeatable."),
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the job --name.")]
 
 

@@ -70,13 +70,13 @@ def test_commands_and_options() -> None:
     assert shown == {
         "train": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
-            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--micro-batches", "--name", "--notice", "--output", "--resume", "--seed",
+            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--micro-batches", "--name", "--notice", "--output", "--resume", "--rule", "--seed",
             "--set", "--spot", "--spot-prices", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
         ],
         "run": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
             "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--micro-batches", "--name", "--notice", "--output", "--resume",
-            "--schema", "--seed", "--set", "--source-dir", "--spot", "--spot-prices", "--strategy", "--test", "--threads-per-worker", "--train",
+            "--rule", "--schema", "--seed", "--set", "--source-dir", "--spot", "--spot-prices", "--strategy", "--test", "--threads-per-worker", "--train",
             "--validation", "--workers",
         ],
         "tune": [
