@@ -284,8 +284,9 @@ def learn_means(
                 if cbow and j == i:
                     continue
                 for p in range(indptr[kept[j]], indptr[kept[j] + 1]):
+                    row = np.uint64(rows[p])
                     for d in range(size):
-                        h[d] += inputs[rows[p], d]
+                        h[d] += inputs[row, d]
                     summed += 1
             scale = np.float32(1) / np.float32(summed)
             for d in range(size):
@@ -311,6 +312,7 @@ def learn_means(
                 if cbow and j == i:
                     continue
                 for p in range(indptr[kept[j]], indptr[kept[j] + 1]):
+                    row = np.uint64(rows[p])
                     for d in range(size):
-                        inputs[rows[p], d] += h[d]
+                        inputs[row, d] += h[d]
     return found
