@@ -40,6 +40,14 @@ _BUILT_IN = {
         hyperparameters="phalanx.algorithms.blazingtext_hyperparameters:BlazingTextHyperparameters",
         preload=("phalanx.algorithms.blazingtext_vectors", "phalanx.algorithms.kernels.blazingtext"),
     ),
+    "deepar": Entry(
+        "phalanx.algorithms.deepar:DeepAR",
+        "probabilistic forecasts of time series, one network for all of them",
+        hyperparameters="phalanx.algorithms.deepar_hyperparameters:DeepARHyperparameters",
+        extra="torch",
+        needs=("torch",),
+        preload=("phalanx.algorithms.deepar_training", "phalanx.algorithms.deepar_forecast"),
+    ),
     "factorization_machines": Entry(
         "phalanx.algorithms.factorization_machines:FactorizationMachines",
         "linear weights and interactions of all pairs of features, for sparse rows",

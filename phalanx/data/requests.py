@@ -140,7 +140,7 @@ class ResponseWriter:
         self._begun = False
 
     def write(self, columns: Mapping[str, Array]) -> None:
-        """Write a row per request; every column has shape (N,) or (N, K)."""
+        """Write a row per request; every column has shape (N,) or (N, K), or fields that have."""
         if self._kind == "recordio":
             from .formats.recordio import encode_label_records
 
@@ -164,11 +164,20 @@ class ResponseWriter:
         return ["{" + ", ".join(row) + "}" for row in zip(*texts, strict=True)]
 
     def _csv_rows(self, columns: Mapping[str, Array]) -> list[str]:
-        texts = [_joined(_texts(column, ""), column, "", ",", "") for column in columns.values()]
+        flat = [part for column in columns.values() for part in _parts(column)]
+        texts = [_joined(_texts(part, ""), part, "", ",", "") for part in flat]
         return [",".join(row) for row in zip(*texts, strict=True)]
 
 
+def _parts(column: Array) -> list[Array]:
+    """Return the fields of a record array, or the column itself."""
+    return [column[name] for name in column.dtype.names] if column.dtype.names else [column]
+
+
 def _json_cells(column: Array) -> list[str]:
+    if column.dtype.names:  # a record array: an object of its fields
+        fields = [[f"{json.dumps(name)}: {cell}" for cell in _json_cells(column[name])] for name in column.dtype.names]
+        return ["{" + ", ".join(row) + "}" for row in zip(*fields, strict=True)]
     texts = _texts(column, "null")
     kind = np.asarray(column).dtype.kind
     if kind in "OU":

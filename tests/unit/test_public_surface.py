@@ -41,7 +41,7 @@ def test_errors_and_their_exit_codes() -> None:
 
 def test_algorithms() -> None:
     assert set(registry.ALGORITHMS) == {
-        "blazingtext", "factorization_machines", "kmeans", "linear_learner", "random_cut_forest", "xgboost",
+        "blazingtext", "deepar", "factorization_machines", "kmeans", "linear_learner", "random_cut_forest", "xgboost",
     }  # fmt: skip
     assert [f.name for f in fields(registry.hyperparameters_of("kmeans"))] == [
         "k",

@@ -1,0 +1,189 @@
+"""DeepAR's network (Salinas et al., 2020): LSTMs whose output says the distribution of the next value, scaled.
+
+Legend of shapes: B windows, T steps, I inputs, H cells, P parameters of the distribution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ..errors import UserError
+from .deepar_hyperparameters import Likelihood
+
+PARAMETERS: dict[Likelihood, int] = {"gaussian": 2, "student-T": 3, "beta": 2, "negative-binomial": 2, "deterministic-L1": 1}
+_TINY = 1e-6
+State = list[tuple[Tensor, Tensor]]
+
+
+@final
+class Network(nn.Module):
+    """Embeddings, stacked LSTMs, and the layer that gives the parameters.
+
+    Args:
+        inputs: numbers of a step without the embeddings.
+        cardinality: values of each category.
+        embedding: most numbers of an embedding.
+        layers: of LSTMs.
+        cells: of each.
+        likelihood: what the outputs are parameters of.
+        seed: of the weights; the process's own generator is left alone.
+    """
+
+    def __init__(
+        self, inputs: int, cardinality: list[int], embedding: int, layers: int, cells: int, likelihood: Likelihood, seed: int
+    ) -> None:
+        super().__init__()
+        self.inputs = inputs
+        sizes = [min(embedding, (count + 1) // 2 + 1) for count in cardinality]
+        with torch.random.fork_rng(devices=[]):
+            self.embeddings = nn.ModuleList(nn.Embedding(count, size) for count, size in zip(cardinality, sizes, strict=True))
+            widths = [inputs + sum(sizes), *[cells] * (layers - 1)]
+            self.lstms = nn.ModuleList(nn.LSTM(width, cells, batch_first=True) for width in widths)
+            self.head = nn.Linear(cells, PARAMETERS[likelihood])
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for name, weights in self.named_parameters():
+                bound = 1.0 if name.startswith("embeddings") else 1 / math.sqrt(cells)
+                weights.uniform_(-bound, bound, generator=generator)
+
+    def embedded(self, cat: Tensor) -> Tensor:
+        """Return what stands for categories (B, C): (B, E)."""
+        parts = [table(cat[:, i]) for i, table in enumerate(self.embeddings)]
+        return torch.cat(parts, dim=1) if parts else torch.zeros(len(cat), 0, dtype=self.head.weight.dtype)
+
+    def forward(
+        self, inputs: Tensor, state: State | None = None, drop: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[Tensor, State]:
+        """Return parameters (B, T, P) and the state after the last step.
+
+        Args:
+            inputs: (B, T, I) with the embeddings.
+            state: before the first step; None: zeros.
+            drop: what becomes of the outputs of each layer.
+        """
+        after: State = []
+        hidden = inputs
+        for i, lstm in enumerate(self.lstms):
+            hidden, last = lstm(hidden, None if state is None else state[i])
+            after.append(last)
+            if drop is not None:
+                hidden = drop(hidden)
+        parameters: Tensor = self.head(hidden)
+        return parameters, after
+
+
+def dropout(rate: float, generator: torch.Generator) -> Callable[[Tensor], Tensor] | None:
+    """Return a dropout that draws from `generator`."""
+    if rate == 0:
+        return None
+
+    def drop(x: Tensor) -> Tensor:
+        return x * (torch.rand(x.shape, generator=generator) >= rate) / (1 - rate)
+
+    return drop
+
+
+def negative_log_likelihood(likelihood: Likelihood, parameters: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+    """Return the loss of each value.
+
+    Args:
+        likelihood: the distribution.
+        parameters: (…, P) as the network gives them.
+        y: (…) values, not scaled.
+        scale: (…) of each value.
+    """
+    if likelihood == "beta":
+        a, b = _beta(parameters)
+        y = y.clamp(1e-4, 1 - 1e-4)
+        return torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b) - (a - 1) * y.log() - (b - 1) * (1 - y).log()
+    if likelihood == "negative-binomial":
+        mean, shape = _negative_binomial(parameters, scale)
+        size = 1 / shape
+        return (
+            torch.lgamma(size)
+            + torch.lgamma(y + 1)
+            - torch.lgamma(y + size)
+            - size * torch.log(size / (size + mean))
+            - y * torch.log(mean / (size + mean))
+        )
+    z = y / scale
+    if likelihood == "deterministic-L1":
+        return (z - parameters[..., 0]).abs()
+    location, spread = parameters[..., 0], functional.softplus(parameters[..., 1]) + _TINY
+    z = (z - location) / spread
+    if likelihood == "gaussian":
+        return 0.5 * z**2 + spread.log() + scale.log() + 0.5 * math.log(2 * math.pi)
+    degrees = 2 + functional.softplus(parameters[..., 2])
+    return (
+        torch.lgamma(degrees / 2)
+        - torch.lgamma((degrees + 1) / 2)
+        + 0.5 * torch.log(math.pi * degrees)
+        + (degrees + 1) / 2 * torch.log1p(z**2 / degrees)
+        + spread.log()
+        + scale.log()
+    )
+
+
+def draw(likelihood: Likelihood, parameters: Tensor, scale: Tensor, uniform: Callable[[], Tensor], gamma: Any) -> Tensor:
+    """Return a value for each set of parameters, not scaled.
+
+    Args:
+        likelihood: the distribution.
+        parameters: (B, S, P) of windows and paths.
+        scale: (B, 1) of the windows.
+        uniform: returns (B, S) numbers of (0, 1), new ones at each call.
+        gamma: returns (B, S) draws for shapes (B, S), and then counts for rates.
+    """
+    if likelihood == "deterministic-L1":
+        return parameters[..., 0] * scale
+    if likelihood == "beta":
+        a, b = _beta(parameters)
+        one, two = gamma.standard(a), gamma.standard(b)
+        shares: Tensor = (one / (one + two)).clamp(1e-6, 1 - 1e-6)
+        return shares
+    if likelihood == "negative-binomial":
+        mean, shape = _negative_binomial(parameters, scale)
+        counts: Tensor = gamma.poisson(gamma.standard(1 / shape) * shape * mean)
+        return counts
+    location, spread = parameters[..., 0], functional.softplus(parameters[..., 1]) + _TINY
+    first, second = uniform(), uniform()
+    angle = torch.cos(2 * math.pi * second)
+    if likelihood == "gaussian":
+        noise = torch.sqrt(-2 * first.log()) * angle  # Box and Muller (1958)
+    else:
+        degrees = 2 + functional.softplus(parameters[..., 2])
+        noise = torch.sqrt(degrees * torch.expm1(-2 / degrees * first.log())) * angle  # Bailey (1994)
+    return (location + spread * noise) * scale
+
+
+def check_values(likelihood: Likelihood, values: Any, where: str) -> None:
+    """Check that values can come from a likelihood.
+
+    Raises:
+        UserError: they cannot; names `where`.
+    """
+    import numpy as np
+
+    known = values[~np.isnan(values)]
+    if likelihood == "beta" and ((known < 0) | (known > 1)).any():
+        raise UserError(f"{where}: likelihood=beta is for values from 0 to 1; student-T takes any")
+    if likelihood == "negative-binomial" and ((known < 0) | (known != np.round(known))).any():
+        raise UserError(f"{where}: likelihood=negative-binomial is for counts 0, 1, 2 …; student-T takes any")
+
+
+def _beta(parameters: Tensor) -> tuple[Tensor, Tensor]:
+    a, b = functional.softplus(parameters[..., 0]) + 1e-2, functional.softplus(parameters[..., 1]) + 1e-2
+    return a, b
+
+
+def _negative_binomial(parameters: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and shape: the variance is mean + shape * mean²."""
+    mean = (functional.softplus(parameters[..., 0]) + _TINY) * scale
+    shape = functional.softplus(parameters[..., 1]) / torch.sqrt(scale) + 1e-4
+    return mean, shape

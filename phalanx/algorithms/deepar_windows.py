@@ -1,0 +1,108 @@
+"""Series as flat arrays, and windows cut from all of them at once by strided gathers.
+
+Legend of shapes: B windows, T = context_length + prediction_length steps, L lags, F calendar features, V dynamic features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from ..contracts import Array
+from .deepar_calendar import Frequency
+from .deepar_series import Series
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Pieces of series, ready for the network; all float32 but `cat`."""
+
+    inputs: Array  # (B, T, I) lags, calendar, age, scale, dynamic features
+    target: Array  # (B, T) not scaled; 0 where it is missing
+    observed: Array  # (B, T) 1 where a value is known
+    scale: Array  # (B,) mean magnitude of what is known in the context
+    cat: Array  # (B, C) int64
+
+
+@final
+class Prepared:
+    """Series one after another, each with room before it for lags and context, and after it for a forecast.
+
+    Args:
+        series: them.
+        frequency: of all.
+        context: context_length.
+        ahead: prediction_length.
+    """
+
+    def __init__(self, series: Sequence[Series], frequency: Frequency, context: int, ahead: int) -> None:
+        self.context, self.ahead = context, ahead
+        self.lags = np.array(frequency.lags(), dtype=np.int64)
+        self._before = int(self.lags.max()) + context
+        self.lengths = np.array([len(one.target) for one in series], dtype=np.int64)
+        sizes = self._before + self.lengths + ahead
+        ends = np.cumsum(sizes)
+        self._starts = ends - sizes + self._before  # place of each series' first value
+        total = int(ends[-1]) if len(series) else 0
+        features = len(series[0].dynamic_feat) if series else 0
+        self._values = np.full(total, np.nan, dtype=np.float32)
+        self._dynamic = np.zeros((total, features), dtype=np.float32)
+        self._calendar = np.zeros((total, frequency.features(np.zeros(1, "datetime64[m]")).shape[1]), dtype=np.float32)
+        self._age = np.zeros(total, dtype=np.float32)
+        self.cat = np.stack([one.cat for one in series]) if series else np.zeros((0, 0), dtype=np.int64)
+        for one, place in zip(series, self._starts.tolist(), strict=True):
+            length = len(one.target)
+            self._values[place : place + length] = one.target
+            given = one.dynamic_feat.shape[1]
+            self._dynamic[place : place + given] = one.dynamic_feat.T
+            times = frequency.times(one.start, length + ahead)
+            self._calendar[place : place + length + ahead] = frequency.features(times)
+            self._age[place : place + length + ahead] = np.log10(2.0 + np.arange(length + ahead)) / 3
+
+    @property
+    def width(self) -> int:
+        """Inputs of a step without embeddings."""
+        return len(self.lags) + self._calendar.shape[1] + 2 + self._dynamic.shape[1]
+
+    def windows(self, series: Array, begin: Array, steps: int | None = None) -> Windows:
+        """Return windows whose forecast begins at value `begin` (B,) of series `series` (B,).
+
+        Args:
+            series: numbers of series.
+            begin: from 1 to the series' length.
+            steps: of a window; default: T.
+        """
+        count = self.context + self.ahead if steps is None else steps
+        places = (self._starts[series] + begin - self.context)[:, None] + np.arange(count)
+        target = self._values[places]
+        known = ~np.isnan(target)
+        seen = known[:, : self.context]
+        total = np.where(seen, np.abs(target[:, : self.context]), 0).sum(axis=1, dtype=np.float64)
+        number = seen.sum(axis=1)
+        scale = np.where(total > 0, total / np.maximum(number, 1), 1.0).astype(np.float32)
+        lagged = np.nan_to_num(self._values[places[:, :, None] - self.lags]) / scale[:, None, None]
+        constant = np.broadcast_to(np.log(scale)[:, None, None] / 10, (*places.shape, 1))
+        inputs = np.concatenate(
+            [lagged, self._calendar[places], self._age[places][:, :, None], constant, self._dynamic[places]], axis=2
+        )
+        return Windows(
+            inputs.astype(np.float32, copy=False),
+            np.nan_to_num(target),
+            known.astype(np.float32),
+            scale,
+            self.cat[series],
+        )
+
+    def before(self, series: int, begin: int, count: int) -> Array:
+        """Return the `count` values of a series before value `begin`, 0 where there is none."""
+        end = int(self._starts[series]) + begin
+        found: Array = np.nan_to_num(self._values[end - count : end])
+        return found
+
+    def truth(self, series: Array, begin: Array) -> Array:
+        """Return the prediction_length values (B, …) of series from value `begin` on, NaN where one is not known."""
+        found: Array = self._values[(self._starts[series] + begin)[:, None] + np.arange(self.ahead)]
+        return found
