@@ -36,6 +36,36 @@ def instances(read: Callable[[int], bytes], name: str) -> Iterator[Json]:
         raise UserError(f"{name} goes on after the end of its JSON document")
 
 
+def member(read: Callable[[int], bytes], name: str, wanted: str) -> Json:
+    """Return a member of a document beside its instances, None where there is none or the document is no object.
+
+    Args:
+        read: as for `instances`.
+        name: of the document, for errors.
+        wanted: the member's name.
+
+    Raises:
+        UserError: the document is no valid JSON.
+    """
+    text = _Text(read, name)
+    found: Json = None
+    if text.peek() != "{":
+        return found
+    text.expect("{")
+    while text.peek() == '"':
+        key = text.value("the document")
+        text.expect(":")
+        if key == "instances" and text.peek() == "[":
+            for _ in _elements(text, name):
+                pass
+        else:
+            value = text.value(f"'{key}'"[:80])
+            found = value if key == wanted else found
+        if text.peek() != "}":
+            text.expect(",")
+    return found
+
+
 def _members(text: _Text, name: str) -> Generator[Json, None, bool]:
     """Yield the instances among an object's members; return whether there were any."""
     text.expect("{")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from tempfile import NamedTemporaryFile
 from typing import BinaryIO, final
@@ -11,16 +11,17 @@ from typing import BinaryIO, final
 import numpy as np
 
 from .. import storage
-from ..contracts import Array, Features
+from ..contracts import Array, Features, Json
 from ..errors import UserError, nearest
 from .agree import printable
 from .channel import ContentType, guess_content_type, parse_content_type
 from .format import Options
 from .formats import format_named
 from .json_rows import features_of
-from .json_stream import instances
+from .json_stream import instances, member
 from .source import Source
 
+_END = 1 << 16  # bytes at both ends of a document in which its configuration may stand
 _ACCEPTS = {
     "application/json": "json",
     "json": "json",
@@ -81,15 +82,8 @@ def _read(source: Source, content: ContentType, columns: int | None, batch_rows:
 
 
 def _read_document(source: Source, columns: int | None, batch_rows: int) -> Iterator[Features]:
-    place = 0
-
-    def read(size: int) -> bytes:
-        nonlocal place
-        data = source.read(place, size)
-        place += len(data)
-        return data
-
-    found = instances(read, source.name)
+    configuration = _configuration(source)
+    found = _configured(instances(_from_start(source), source.name), configuration)
     first = 0
     while some := list(islice(found, batch_rows)):
 
@@ -98,6 +92,40 @@ def _read_document(source: Source, columns: int | None, batch_rows: int) -> Iter
 
         yield features_of(some, where, columns)
         first += len(some)
+
+
+def _from_start(source: Source) -> Callable[[int], bytes]:
+    place = 0
+
+    def read(size: int) -> bytes:
+        nonlocal place
+        data = source.read(place, size)
+        place += len(data)
+        return data
+
+    return read
+
+
+def _configuration(source: Source) -> Json:
+    """Return what a document wants of all its instances, None where it says nothing; it may stand before or after them."""
+    if source.compression == "none":
+        size = source.stored_size
+        ends = source.read(0, min(_END, size)) + source.read(max(0, size - _END), min(_END, size))
+        if b'"configuration"' not in ends:
+            return None
+    return member(_from_start(source), source.name, "configuration")
+
+
+def _configured(found: Iterator[Json], configuration: Json) -> Iterator[Json]:
+    """Yield instances, records with the document's configuration where they have none of their own."""
+    for instance in found:
+        is_record = isinstance(instance, dict) and not {"features", "data"} & instance.keys()
+        if configuration is not None and is_record:
+            yield {"configuration": configuration, **instance}
+        elif configuration is not None and isinstance(instance, str):
+            yield {"configuration": configuration, "source": instance}
+        else:
+            yield instance
 
 
 def _read_rows(

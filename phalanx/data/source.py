@@ -88,6 +88,11 @@ class Source:
             self._compression = "gzip" if head[:2] == _GZIP else "zstd" if head == _ZSTD else "none"
         return self._compression
 
+    @property
+    def stored_size(self) -> int:
+        """Bytes of the file as it is stored."""
+        return self._file.size
+
     def read(self, offset: int, size: int) -> bytes:
         """Return at most `size` bytes from `offset`; fewer only at the end.
 

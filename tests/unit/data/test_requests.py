@@ -142,6 +142,24 @@ def test_a_bad_line_of_a_file_is_named(tmp_path: Path) -> None:
         list(pieces)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"configuration": {"k": 2}, "instances": ["a b", {"target": [1]}, {"target": [2], "configuration": {"k": 3}}]}',
+        '{"instances": ["a b", {"target": [1]}, {"target": [2], "configuration": {"k": 3}}], "configuration": {"k": 2}}',
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_configuration_of_a_document_is_that_of_its_records(tmp_path: Path, body: str, packed: bool) -> None:
+    path = tmp_path / ("requests.json.gz" if packed else "requests.json")
+    path.write_bytes(gzip.compress(body.encode()) if packed else body.encode())
+    (features,) = read_requests(str(path), None, columns=None, batch_rows=10)
+    assert isinstance(features, Records)
+    assert [item["configuration"] for item in features.items] == [{"k": 2}, {"k": 2}, {"k": 3}]
+    assert features.items[0]["source"] == "a b"
+    assert features.items[1]["target"] == [1]
+
+
 def test_a_large_document_is_not_held_in_memory() -> None:
     instance = json.dumps("x" * 10000).encode()
 
@@ -234,6 +252,23 @@ def test_answers_as_records() -> None:
     assert body[:4] == bytes.fromhex("0a23d7ce")
     with pytest.raises(UserError, match="no features"):
         decode_records(body, None)  # answers stand in the label map
+
+
+def test_answers_with_named_parts() -> None:
+    parts = np.zeros(2, dtype=[("0.1", np.float32, (2,)), ("0.9", np.float32, (2,))])
+    parts["0.9"] = [[1, 2], [3, np.nan]]
+    columns = {"mean": np.array([1.5, 2.5]), "quantiles": parts}
+    out = io.BytesIO()
+    writer = ResponseWriter(out, "application/json")
+    writer.write(columns)
+    writer.close()
+    assert json.loads(out.getvalue())["predictions"] == [
+        {"mean": 1.5, "quantiles": {"0.1": [0, 0], "0.9": [1, 2]}},
+        {"mean": 2.5, "quantiles": {"0.1": [0, 0], "0.9": [3, None]}},
+    ]
+    out = io.BytesIO()
+    ResponseWriter(out, "text/csv").write(columns)
+    assert out.getvalue() == b"1.5,0.0,0.0,1.0,2.0\n2.5,0.0,0.0,3.0,\n"
 
 
 def test_an_unknown_answer_type_is_refused() -> None:
