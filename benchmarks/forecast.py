@@ -135,7 +135,7 @@ def main() -> None:
         runs: dict[str, list[dict[str, float]]] = {"GluonTS": [], "Phalanx": []}
         for seed in arguments.seeds:
             command = [arguments.peer, "-c", PEER, str(folder), str(epochs), str(seed)]
-            told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
             runs["GluonTS"].append(json.loads(told.strip().splitlines()[-1]))
             runs["Phalanx"].append(ours(folder, requests, seed, given))
         windows, paths = epochs * BATCHES * BATCH, len(requests) * SAMPLES
@@ -151,7 +151,15 @@ def main() -> None:
             ]
             for name, found in runs.items()
         ]
-        ratios = ["ratio", "", "", *(f"{float(b) / float(a):.2f}" for a, b in zip(rows[0][3:], rows[1][3:], strict=True))]
+        ratios = [
+            "ratio",
+            "",
+            "",
+            *(
+                f"{float(b) / float(a) if float(a) else float('nan'):.2f}"
+                for a, b in zip(rows[0][3:], rows[1][3:], strict=True)
+            ),
+        ]
         print(table(["", "epochs", "seeds", "mean_wQuantileLoss", "sd", "windows/s", "series x paths/s"], [*rows, ratios]))
 
 

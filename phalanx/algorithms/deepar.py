@@ -27,6 +27,8 @@ _WEIGHTS = "model.safetensors"
 _FORECASTS = "forecasts.jsonl"
 _OUTPUTS = ("mean", "quantiles", "samples")
 _SAMPLES = 100  # of a request that does not say
+_MOST_SAMPLES = 100_000
+_HELD = 1 << 25  # numbers of paths that are held at once
 
 
 @final
@@ -91,7 +93,8 @@ class DeepAR:
         """Forecast series: records with `start`, `target`, and what the model was trained with of `cat` and `dynamic_feat`.
 
         A record may have a `configuration`: `num_samples` (100), `quantiles` (as trained for) and `output_types` of mean,
-        quantiles and samples (the first two). The answer has what any of them asks for, drawn with the most samples wanted.
+        quantiles and samples (the first two). An answer is drawn with its own number of samples; its columns are all that any
+        request wants, and the samples of one that wants fewer end with NaN.
 
         Returns:
             `mean` (N, T) float32; `quantiles` (N,), a record array with a field (T,) for each quantile; `samples` (N, S, T).
@@ -109,24 +112,27 @@ class DeepAR:
         ahead = wanted.prediction_length
         series = parsed(requests.items, lambda row: f"request {row + 1}", wanted, self._shape, ahead=ahead)
         samples, quantiles, outputs = _asked(requests, wanted)
-        empty = next((row for row, one in enumerate(series) if not len(one.target)), None)
+        empty = next((row for row, one in enumerate(series) if np.isnan(one.target).all()), None)
         if empty is not None:
             raise UserError(f"request {empty + 1}: target holds no values; a forecast needs at least one")
-        paths = np.zeros((0, samples, ahead), dtype=np.float32)
-        if series:
-            seeds = [zlib.crc32(_canonical(item)) ^ (self._seed & 0xFFFFFFFF) for item in requests.items]
-            paths = self._sampled(self._prepared(series), [len(one.target) for one in series], samples, seeds)
-        found: dict[str, Array] = {}
-        if "mean" in outputs:
-            found["mean"] = paths.mean(axis=1)
-        if "quantiles" in outputs:
-            of = np.zeros(len(series), dtype=[(f"{q:g}", np.float32, (ahead,)) for q in quantiles])
-            for q in quantiles:
-                of[f"{q:g}"] = np.quantile(paths, q, axis=1)
-            found["quantiles"] = of
-        if "samples" in outputs:
-            found["samples"] = paths
-        return found
+        seeds = [zlib.crc32(_canonical(item)) ^ (self._seed & 0xFFFFFFFF) for item in requests.items]
+        mean = np.zeros((len(series), ahead), dtype=np.float32)
+        of = np.zeros(len(series), dtype=[(f"{q:g}", np.float32, (ahead,)) for q in quantiles])
+        drawn = np.full((len(series), max(samples, default=0) if "samples" in outputs else 0, ahead), np.nan, dtype=np.float32)
+        for number in sorted(set(samples)):
+            rows = np.flatnonzero(np.array(samples) == number)
+            block = max(1, _HELD // (number * ahead))
+            for some in np.split(rows, range(block, len(rows), block)):
+                mine = [series[row] for row in some]
+                begin = [len(one.target) for one in mine]
+                paths = self._sampled(self._prepared(mine), begin, number, [seeds[row] for row in some])
+                mean[some] = paths.mean(axis=1)
+                for q in quantiles:
+                    of[f"{q:g}"][some] = np.quantile(paths, q, axis=1)
+                if "samples" in outputs:
+                    drawn[some, :number] = paths
+        found = {"mean": mean, "quantiles": of, "samples": drawn}
+        return {name: found[name] for name in _OUTPUTS if name in outputs}
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `deepar.json`: hyperparameters, and what all series have in common."""
@@ -238,26 +244,34 @@ class DeepAR:
         return self._network
 
 
-def _asked(requests: Records, wanted: DeepARHyperparameters) -> tuple[int, list[float], set[str]]:
-    """Return samples, quantiles and outputs that some requests ask for together."""
+def _asked(requests: Records, wanted: DeepARHyperparameters) -> tuple[list[int], list[float], set[str]]:
+    """Return the samples that each request asks for, and the quantiles and outputs that all do together."""
     samples, quantiles, outputs = [], set(), set()
     for row, item in enumerate(requests.items, 1):
         given: Any = item.get("configuration") or {}
         if not isinstance(given, dict):
             raise UserError(f"request {row}: configuration must be an object")
         number = given.get("num_samples", _SAMPLES)
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise UserError(f"request {row}: num_samples={number!r:.40} is not allowed: it must be a whole number above 0")
+        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= _MOST_SAMPLES:
+            allowed = f"a whole number from 1 to {_MOST_SAMPLES}"
+            raise UserError(f"request {row}: num_samples={number!r:.40} is not allowed: it must be {allowed}")
         samples.append(number)
-        for text in given.get("quantiles", wanted.quantiles):
+        for text in _list(given, "quantiles", wanted.quantiles, row):
             quantiles.add(_quantile(text, row))
-        for output in given.get("output_types", ("mean", "quantiles")):
+        for output in _list(given, "output_types", ["mean", "quantiles"], row):
             if output not in _OUTPUTS:
                 raise UserError(f"request {row}: output_types knows no {output!r:.40}; {nearest(str(output), _OUTPUTS)}")
             outputs.add(output)
     if not requests.items:
-        return _SAMPLES, wanted.quantiles, {"mean", "quantiles"}
-    return max(samples), sorted(quantiles), outputs
+        return [], wanted.quantiles, {"mean", "quantiles"}
+    return samples, sorted(quantiles), outputs
+
+
+def _list(given: dict[str, Json], name: str, default: list[Any], row: int) -> list[Any]:
+    found = given.get(name, default)
+    if not isinstance(found, list):
+        raise UserError(f"request {row}: {name} must be a list, not {found!r:.40}")
+    return found
 
 
 def _quantile(given: Json, row: int) -> float:

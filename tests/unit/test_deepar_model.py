@@ -17,9 +17,10 @@ from phalanx.algorithms.deepar_hyperparameters import DeepARHyperparameters, Lik
 from phalanx.algorithms.deepar_network import PARAMETERS, check_values, draw, negative_log_likelihood
 from phalanx.algorithms.deepar_reading import Shape, parsed, shape_of
 from phalanx.algorithms.deepar_series import Series
+from phalanx.algorithms.deepar_training import make_network
 from phalanx.algorithms.deepar_windows import Prepared
-from phalanx.contracts import Array, Json
-from phalanx.errors import UserError
+from phalanx.contracts import Array, Json, Records
+from phalanx.errors import AlgorithmError, UserError
 from phalanx.hyperparameters import parse
 
 DAY = Frequency.parse("D")
@@ -181,9 +182,55 @@ def test_values_of_a_likelihood_may_be_missing() -> None:
     check_values("beta", np.array([0.5, np.nan]), "line 1")
 
 
-def test_a_model_that_was_not_trained_says_so() -> None:
-    from phalanx.contracts import Records
-    from phalanx.errors import AlgorithmError
+def untrained(**given: Any) -> DeepAR:
+    """Return a model with the weights that training begins with."""
+    model = DeepAR(wanted(**given))
+    model._shape = Shape([2], 0)
+    width = Prepared([series(np.zeros(9))], DAY, 4, 3).width
+    model._network = make_network(model.hyperparameters, model._shape, width, 1)
+    return model
 
+
+def asked(cat: int = 0, **configuration: Json) -> Json:
+    return {"start": START, "target": [1.0, 4, 2, 8, 5], "cat": [cat], "configuration": configuration}
+
+
+def test_an_answer_does_not_depend_on_what_others_ask_for() -> None:
+    model = untrained()
+    alone = model.predict(Records([asked(num_samples=20)]))
+    among = model.predict(Records([asked(num_samples=20), asked(1, num_samples=300, quantiles=["0.25"])]))
+    np.testing.assert_array_equal(among["mean"][0], alone["mean"][0])
+    for name in alone["quantiles"].dtype.names or ():
+        np.testing.assert_array_equal(among["quantiles"][name][0], alone["quantiles"][name][0])
+
+
+def test_samples_are_those_that_were_asked_for() -> None:
+    found = untrained().predict(Records([asked(num_samples=2, output_types=["samples"]), asked(num_samples=3)]))
+    assert found["samples"].shape == (2, 3, 3)
+    np.testing.assert_array_equal(np.isnan(found["samples"]).any(axis=2), [[False, False, True], [False] * 3])
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        (asked(quantiles=0.5), "request 1: quantiles must be a list, not 0.5"),
+        (asked(quantiles=[1]), "request 1: the quantile 1 is not allowed"),
+        (asked(output_types="mean"), "request 1: output_types must be a list, not 'mean'"),
+        (asked(output_types=["median"]), "request 1: output_types knows no 'median'; did you mean 'mean'?"),
+        (asked(num_samples=0), "request 1: num_samples=0 is not allowed: it must be a whole number from 1 to 100000"),
+        (asked(num_samples=10**9), "request 1: num_samples=1000000000 is not allowed"),
+        (asked(2), "request 1: cat 1 is 2; its cardinality of 2 allows 0 to 1"),
+        ({"start": START, "target": [None, "NaN"], "cat": [0]}, "request 1: target holds no values"),
+        ({"start": START, "target": [], "cat": [0]}, "request 1: target holds no values"),
+        ({"start": START, "target": [1], "cat": [0], "configuration": 3}, "request 1: configuration must be an object"),
+    ],
+)
+def test_requests_that_cannot_be_answered(record: Json, says: str) -> None:
+    with pytest.raises(UserError) as caught:
+        untrained().predict(Records([record]))
+    assert says in str(caught.value)
+
+
+def test_a_model_that_was_not_trained_says_so() -> None:
     with pytest.raises(AlgorithmError, match="has not been trained yet"):
         DeepAR(wanted()).predict(Records([]))
