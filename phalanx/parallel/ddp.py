@@ -77,9 +77,12 @@ class _Counted(torch.nn.Module):
         self.objective = objective
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         self.total = torch.nn.Parameter(torch.zeros(1, dtype=dtype, device=like.device))
+        self.given: list[tuple[torch.nn.Parameter, torch.Tensor]] = []  # gradients that a backward pass is to come to
 
     def forward(self, inputs: Any, target: Any, weight: float) -> torch.Tensor:
         """Return `weight` times the mean loss, (1,)."""
+        if self.given:
+            return torch.stack([(p * g).sum().float() for p, g in self.given]).sum()
         loss: torch.Tensor = self.objective(inputs, target)
         if weight != 1:
             loss = loss * weight
@@ -115,6 +118,9 @@ class DataParallelReplica:
             broadcast_module(self._module)
             if options.find_unused_parameters != "auto":
                 self._wrapped = self._wrap(find_unused=options.find_unused_parameters)
+                if not recipe.compile and not options.find_unused_parameters:
+                    self._reduce([(p, torch.zeros_like(p)) for p in [*self._parameters, self._total]])
+                    self._forget(self._parameters)
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -222,8 +228,25 @@ class DataParallelReplica:
         if type(self._optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
             self._optimizer.zero_grad(set_to_none=True)
             return
-        for parameter in self._parameters:
+        self._forget(self._parameters)
+
+    def _forget(self, parameters: Sequence[torch.nn.Parameter]) -> None:
+        for parameter in parameters:
             parameter.grad = None
+        self._total.grad = None
+
+    def _reduce(self, gradients: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
+        """Leave the averages of gradients over the ranks in the parameters, as a step of the wrapper would.
+
+        The order in which three or more ranks add depends on where in a bucket a number lies, and the wrapper lays its buckets
+        out anew after its first backward pass. Only where that pass is no step have all steps, of an attempt that goes on too,
+        the same sums.
+        """
+        self._counted.given = gradients
+        try:
+            self._wrapped(None, None, 1.0).backward()
+        finally:
+            self._counted.given = []
 
     def _explore(self) -> None:
         """After the first backward pass, which ran without a wrapper: average the gradients and choose the wrapper.
@@ -235,9 +258,20 @@ class DataParallelReplica:
         anywhere, everywhere = used.int(), used.int()
         dist.all_reduce(anywhere, op=dist.ReduceOp.MAX)
         dist.all_reduce(everywhere, op=dist.ReduceOp.MIN)
-        for parameter, wanted in zip(parameters, anywhere.tolist(), strict=True):
-            if wanted:
-                gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        found = [
+            (parameter, torch.zeros_like(parameter) if parameter.grad is None else parameter.grad)
+            for parameter, wanted in zip(parameters, anywhere.tolist(), strict=True)
+            if wanted
+        ]
+        find_unused = not bool(everywhere.all())
+        self._wrapped = self._wrap(find_unused=find_unused)
+        if self._recipe.compile or any(gradient.is_sparse for _, gradient in found):
+            for parameter, gradient in found:
                 dist.all_reduce(gradient)
                 parameter.grad = gradient.div_(self.data_size)
-        self._wrapped = self._wrap(find_unused=not bool(everywhere.all()))
+            return
+        self._forget(self._parameters)
+        if not find_unused:
+            self._reduce([(parameter, torch.zeros_like(gradient)) for parameter, gradient in found])
+            self._forget(self._parameters)
+        self._reduce(found)

@@ -94,6 +94,45 @@ def test_killed_workers_cost_nothing(
     assert [json.loads(line)["step"] for line in lines] == list(range(1, result.step + 1))
 
 
+SCRIPT = """
+import torch, phalanx
+from torch import nn
+
+session = phalanx.session()
+torch.manual_seed(1)
+inputs, target = torch.randn(240, 6), torch.randint(0, 3, (240,))
+layers = [nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 16), nn.Tanh(), nn.Linear(16, 3)]
+trainer = phalanx.Trainer(
+    nn.Sequential(*layers), nn.functional.cross_entropy, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-2)
+)
+trainer.fit((inputs, target), epochs=1, batch_size=24)
+trainer.export()
+"""
+
+
+def test_the_gradients_of_four_ranks_are_added_as_before(case: Callable[[], None], tmp_path: Path) -> None:
+    """With three ranks and more the order of addition matters: it must not depend on when an attempt began."""
+    (tmp_path / "train.py").write_text(SCRIPT)
+
+    def made(name: str, progress: Killer | bool) -> bytes:
+        phalanx.TrainingJob(
+            script=str(tmp_path / "train.py"),
+            workers=4,
+            threads_per_worker=1,
+            strategy="ddp",
+            output=str(tmp_path),
+            name=name,
+            checkpoint_every=3,
+            max_restarts=1,
+        ).run(progress=progress)
+        return (tmp_path / name / "model.tar.gz").read_bytes()
+
+    killer = Killer(tmp_path / "killed", (5,), (1,))
+    assert made("killed", killer) == made("whole", False)
+    case()
+    assert len(killer.killed) == 1
+
+
 def test_more_kills_than_restarts_publish_nothing(case: Callable[[], None], data: Path, tmp_path: Path) -> None:
     killer = Killer(tmp_path / "job", (2, 5))
     with pytest.raises(PlatformError, match="killed by SIGKILL"):
