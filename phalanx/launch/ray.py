@@ -129,14 +129,7 @@ class RayLauncher:
                     return
                 cpus = max(os.cpu_count() or 1, int(spec.workers * self._bundle(spec).get("CPU", 0)))
                 sys.stderr.write("no Ray address is given: a private cluster is started on this machine\n")
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    include_dashboard=False,
-                    object_store_memory=_OBJECT_STORE_BYTES,
-                    log_to_driver=False,
-                    logging_level="ERROR",
-                )
+                _start_private(cpus)
             except (ConnectionError, RuntimeError, ValueError, RayError) as error:
                 raise PlatformError(f"the Ray cluster {address or ''} cannot be joined: {error}") from error
 
@@ -170,6 +163,37 @@ class RayLauncher:
             remove_placement_group(group)
             raise
         return _Placed(group, slots)
+
+
+def _start_private(cpus: int) -> None:
+    """Start a cluster on this machine, for as long as this process lives.
+
+    The kernel ends Ray's processes with the thread that started them: one does so that never ends.
+    """
+    done = threading.Event()
+    error: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except BaseException as found:
+            error.append(found)
+            return
+        finally:
+            done.set()
+        threading.Event().wait()
+
+    threading.Thread(target=start, name="phalanx-ray", daemon=True).start()
+    done.wait()
+    if error:
+        raise error[0]
 
 
 @dataclass(frozen=True, slots=True)
