@@ -95,9 +95,7 @@ def test_no_other_interval_loses_less(cost: float, mtbi: float) -> None:
     assert young_daly_s(cost, mtbi) == pytest.approx(best, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("running", "interruptions", "expected"), [(0, 0, 900), (3600, 0, 4_500), (600, 10, 60), (60, 1, 60)]
-)
+@pytest.mark.parametrize(("running", "interruptions", "expected"), [(0, 0, 900), (3600, 0, 4_500), (600, 10, 60), (60, 1, 60)])
 def test_the_time_between_interruptions_is_observed(running: float, interruptions: int, expected: float) -> None:
     assert observed_mtbi_s(running, interruptions) == expected
 
