@@ -155,10 +155,7 @@ def main() -> None:
             "ratio",
             "",
             "",
-            *(
-                f"{float(b) / float(a) if float(a) else float('nan'):.2f}"
-                for a, b in zip(rows[0][3:], rows[1][3:], strict=True)
-            ),
+            *(f"{float(b) / float(a):.2f}" if float(a) else "" for a, b in zip(rows[0][3:], rows[1][3:], strict=True)),
         ]
         print(table(["", "epochs", "seeds", "mean_wQuantileLoss", "sd", "windows/s", "series x paths/s"], [*rows, ratios]))
 
