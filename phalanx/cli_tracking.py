@@ -1,4 +1,4 @@
-"""Commands that look at jobs: `jobs`, `logs`, `stop`, `compare`, `report`, `ui`."""
+"""Commands that look at jobs: `jobs`, `logs`, `stop`, `compare`, `report`."""
 
 from __future__ import annotations
 

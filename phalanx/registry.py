@@ -44,8 +44,6 @@ _BUILT_IN = {
         "phalanx.algorithms.deepar:DeepAR",
         "probabilistic forecasts of time series, one network for all of them",
         hyperparameters="phalanx.algorithms.deepar_hyperparameters:DeepARHyperparameters",
-        extra="torch",
-        needs=("torch",),
         preload=("phalanx.algorithms.deepar_training", "phalanx.algorithms.deepar_forecast"),
     ),
     "factorization_machines": Entry(

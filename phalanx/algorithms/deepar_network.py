@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ..errors import UserError
 from .deepar_hyperparameters import Likelihood
 
 PARAMETERS: dict[Likelihood, int] = {"gaussian": 2, "student-T": 3, "beta": 2, "negative-binomial": 2, "deterministic-L1": 1}
@@ -160,21 +159,6 @@ def draw(likelihood: Likelihood, parameters: Tensor, scale: Tensor, uniform: Cal
         degrees = 2 + functional.softplus(parameters[..., 2])
         noise = torch.sqrt(degrees * torch.expm1(-2 / degrees * first.log())) * angle  # Bailey (1994)
     return (location + spread * noise) * scale
-
-
-def check_values(likelihood: Likelihood, values: Any, where: str) -> None:
-    """Check that values can come from a likelihood.
-
-    Raises:
-        UserError: they cannot; names `where`.
-    """
-    import numpy as np
-
-    known = values[~np.isnan(values)]
-    if likelihood == "beta" and ((known < 0) | (known > 1)).any():
-        raise UserError(f"{where}: likelihood=beta is for values from 0 to 1; student-T takes any")
-    if likelihood == "negative-binomial" and ((known < 0) | (known != np.round(known))).any():
-        raise UserError(f"{where}: likelihood=negative-binomial is for counts 0, 1, 2 …; student-T takes any")
 
 
 def _beta(parameters: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,7 @@ import numpy as np
 from ..contracts import Array, Json, Records, Session
 from ..errors import UserError
 from ..parallel.collective import together
-from .deepar_hyperparameters import DeepARHyperparameters
-from .deepar_network import check_values
+from .deepar_hyperparameters import DeepARHyperparameters, Likelihood
 from .deepar_series import Series, series_of
 
 
@@ -79,36 +78,37 @@ def parsed(
         record = dict(item) if isinstance(item, dict) else item
         if isinstance(record, dict):
             _leave_out(record, place, wanted)
-        series = series_of(record, place, ahead=ahead, cardinality=None if shape is None else shape.cardinality)
+        cardinality = wanted.cardinalities() if shape is None else shape.cardinality
+        series = series_of(record, place, ahead=ahead, cardinality=cardinality)
         check_values(wanted.likelihood, series.target, place)
         features = len(series.dynamic_feat)
         needed = shape.features if shape is not None else wanted.num_dynamic_feat
         needed = len(found[0].dynamic_feat) if needed == "auto" and found else needed
         if isinstance(needed, int) and features != needed:
             raise UserError(f"{place}: dynamic_feat has {features} features where {needed} are needed")
-        declared = wanted.cardinalities()
-        count = len(found[0].cat) if found else None if declared is None else len(declared)
-        if shape is None and count is not None and len(series.cat) != count:
-            raise UserError(f"{place}: cat has {len(series.cat)} values where {count} are needed")
+        if found and len(series.cat) != len(found[0].cat):
+            raise UserError(f"{place}: cat has {len(series.cat)} values where {len(found[0].cat)} are needed")
         found.append(series)
     return found
 
 
 def shape_of(series: Sequence[Series], wanted: DeepARHyperparameters) -> Shape:
-    """Return what the series of channel train have in common.
+    """Return what the series of channel train have in common."""
+    cat = np.stack([one.cat for one in series])
+    return Shape(wanted.cardinalities() or [int(column.max()) + 1 for column in cat.T], len(series[0].dynamic_feat))
+
+
+def check_values(likelihood: Likelihood, values: Array, where: str) -> None:
+    """Check that values can come from a likelihood.
 
     Raises:
-        UserError: a category is beyond the cardinality that was given.
+        UserError: they cannot; names `where`.
     """
-    cat = np.stack([one.cat for one in series])
-    seen = [int(column.max()) + 1 for column in cat.T]
-    declared = wanted.cardinalities()
-    for number, (most, allowed) in enumerate(zip(seen, declared or [], strict=False), 1):
-        if most > allowed:
-            raise UserError(
-                f"cardinality={wanted.cardinality}: category {number} has the value {most - 1}, allowed are 0 to {allowed - 1}"
-            )
-    return Shape(declared or seen, len(series[0].dynamic_feat))
+    known = values[~np.isnan(values)]
+    if likelihood == "beta" and ((known < 0) | (known > 1)).any():
+        raise UserError(f"{where}: likelihood=beta is for values from 0 to 1; student-T takes any")
+    if likelihood == "negative-binomial" and ((known < 0) | (known != np.round(known))).any():
+        raise UserError(f"{where}: likelihood=negative-binomial is for counts 0, 1, 2 …; student-T takes any")
 
 
 def _leave_out(record: dict[str, Json], place: str, wanted: DeepARHyperparameters) -> None:

@@ -6,7 +6,6 @@ global batch of windows; sums over ranks depend on how many there are, beyond th
 
 from __future__ import annotations
 
-import copy
 from typing import final
 
 import numpy as np
@@ -201,7 +200,7 @@ def _gradient(parameter: nn.Parameter) -> Array:
 
 def _named(state: State, prefix: str) -> dict[str, Tensor]:
     return {
-        name.removeprefix(prefix): torch.from_numpy(copy.deepcopy(np.asarray(entry.value)))
+        name.removeprefix(prefix): torch.from_numpy(np.array(entry.value))
         for name, entry in state.items()
         if name.startswith(prefix)
     }

@@ -30,7 +30,7 @@ def instances(read: Callable[[int], bytes], name: str) -> Iterator[Json]:
     first = text.peek()
     if first == "[":
         yield from _elements(text, name)
-    elif first != "{" or not (yield from _members(text, name)):
+    elif first != "{" or not (yield from _members(text, name, {})):
         raise _shape(name)
     if text.peek():
         raise UserError(f"{name} goes on after the end of its JSON document")
@@ -48,26 +48,15 @@ def member(read: Callable[[int], bytes], name: str, wanted: str) -> Json:
         UserError: the document is no valid JSON.
     """
     text = _Text(read, name)
-    found: Json = None
-    if text.peek() != "{":
-        return found
-    text.expect("{")
-    while text.peek() == '"':
-        key = text.value("the document")
-        text.expect(":")
-        if key == "instances" and text.peek() == "[":
-            for _ in _elements(text, name):
-                pass
-        else:
-            value = text.value(f"'{key}'"[:80])
-            found = value if key == wanted else found
-        if text.peek() != "}":
-            text.expect(",")
-    return found
+    beside: dict[str, Json] = {wanted: None}
+    if text.peek() == "{":
+        for _ in _members(text, name, beside):
+            pass
+    return beside[wanted]
 
 
-def _members(text: _Text, name: str) -> Generator[Json, None, bool]:
-    """Yield the instances among an object's members; return whether there were any."""
+def _members(text: _Text, name: str, beside: dict[str, Json]) -> Generator[Json, None, bool]:
+    """Yield the instances among an object's members; return whether there were any. Members named in `beside` are put there."""
     text.expect("{")
     found = False
     while text.peek() != "}":
@@ -80,7 +69,9 @@ def _members(text: _Text, name: str) -> Generator[Json, None, bool]:
                 found = True
                 yield instance
         else:
-            text.value(f"'{key}'"[:80])
+            value = text.value(f"'{key}'"[:80])
+            if key in beside:
+                beside[key] = value
         if text.peek() != "}":
             text.expect(",")
     text.expect("}")

@@ -82,7 +82,7 @@ def _read(source: Source, content: ContentType, columns: int | None, batch_rows:
 
 
 def _read_document(source: Source, columns: int | None, batch_rows: int) -> Iterator[Features]:
-    configuration = _configuration(source)
+    configuration = _configuration(source) if columns is None else None  # rows of numbers have none
     found = _configured(instances(_from_start(source), source.name), configuration)
     first = 0
     while some := list(islice(found, batch_rows)):

@@ -162,6 +162,8 @@ def limit_threads(threads: int, pools: Any) -> None:
     if numba is not None:  # first: starting its pool sets OpenMP's number anew, which is torch's too
         numba.config.reload_config()  # now: NUMBA_NUM_THREADS found changed once its pool runs is an error
         numba.set_num_threads(min(threads, numba.np.ufunc.parallel.NUM_THREADS))
+        if pools is not None and not len(pools.select(user_api="openmp")):  # its pool may have loaded the library only now
+            pools = thread_pools()
     if pools is not None:
         pools.limit(limits=threads)
     torch = sys.modules.get("torch")

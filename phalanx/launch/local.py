@@ -44,8 +44,12 @@ class LocalLauncher:
         """Start a warm server that loads these modules, unless one has; returns at once."""
         acquire_server(preload, fork=self._fork).release()
 
-    def start(self, spec: WorkerSpec) -> LocalWorkers:
+    def start(self, spec: WorkerSpec, server: Server | None = None) -> LocalWorkers:
         """Start a group; returns when every worker has a process.
+
+        Args:
+            spec: the group.
+            server: who forks its workers; default: the warm server.
 
         Raises:
             AlgorithmError: the payload is no JSON.
@@ -61,16 +65,16 @@ class LocalLauncher:
         spec.log_folder.mkdir(parents=True, exist_ok=True)
         try:
             with socket.create_server((LOOPBACK, 0), backlog=spec.workers + 8) as listener:
-                return self._start(spec, listener)
+                return self._start(spec, listener, server)
         except OSError as error:
             raise PlatformError(f"the worker group cannot be started: {error}") from error
 
-    def _start(self, spec: WorkerSpec, listener: socket.socket) -> LocalWorkers:
+    def _start(self, spec: WorkerSpec, listener: socket.socket, server: Server | None) -> LocalWorkers:
         port = listener.getsockname()[1]
         if spec.command is not None:
             listener.close()  # the command's rank 0 listens there itself
         fresh = spec.command is not None and (spec.forked is None or not self._fork)
-        workers = LocalWorkers(acquire_server(() if fresh else spec.preload, fork=self._fork))
+        workers = LocalWorkers(server or acquire_server(() if fresh else spec.preload, fork=self._fork))
         spec = replace(spec, forked=None) if fresh else spec
         try:
             for rank in range(spec.workers):

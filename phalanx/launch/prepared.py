@@ -24,7 +24,7 @@ from .. import environment
 from ..contracts import Json, WorkerContext, Workers, WorkerSpec
 from ..errors import PlatformError
 from .forkserver import ForkServer, SpawnFds, send_request, shield
-from .local import LOOPBACK, LocalLauncher, LocalWorkers
+from .local import LOOPBACK, LocalLauncher
 from .warm import WarmServer, acquire_server
 
 _TASKS = Path("/proc/self/task")
@@ -56,17 +56,7 @@ class PreparedLauncher:
     def start(self, spec: WorkerSpec) -> Workers:
         """See `LocalLauncher.start`."""
         template = self._living() if spec.workers == 1 and spec.command is None else None
-        if template is None or not set(self._preload).issuperset(spec.preload):
-            return self._inner.start(spec)
-        spec.log_folder.mkdir(parents=True, exist_ok=True)
-        workers = LocalWorkers(template)
-        try:
-            workers.add(0, spec, 0, None)
-            workers.await_pids()
-        except BaseException:
-            workers.close()
-            raise
-        return workers
+        return self._inner.start(spec, template if set(self._preload).issuperset(spec.preload) else None)
 
     def close(self) -> None:
         """End the template process and every worker it has."""

@@ -120,7 +120,7 @@ class DataParallelReplica:
                 self._wrapped = self._wrap(find_unused=options.find_unused_parameters)
                 if not recipe.compile and not options.find_unused_parameters:
                     self._reduce([(p, torch.zeros_like(p)) for p in [*self._parameters, self._total]])
-                    self._forget(self._parameters)
+                    self._forget()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -228,12 +228,11 @@ class DataParallelReplica:
         if type(self._optimizer).zero_grad is not torch.optim.Optimizer.zero_grad:
             self._optimizer.zero_grad(set_to_none=True)
             return
-        self._forget(self._parameters)
+        self._forget()
 
-    def _forget(self, parameters: Sequence[torch.nn.Parameter]) -> None:
-        for parameter in parameters:
+    def _forget(self) -> None:
+        for parameter in (*self._parameters, self._total):
             parameter.grad = None
-        self._total.grad = None
 
     def _reduce(self, gradients: list[tuple[torch.nn.Parameter, torch.Tensor]]) -> None:
         """Leave the averages of gradients over the ranks in the parameters, as a step of the wrapper would.
@@ -270,8 +269,8 @@ class DataParallelReplica:
                 dist.all_reduce(gradient)
                 parameter.grad = gradient.div_(self.data_size)
             return
-        self._forget(self._parameters)
+        self._forget()
         if not find_unused:
             self._reduce([(parameter, torch.zeros_like(gradient)) for parameter, gradient in found])
-            self._forget(self._parameters)
+            self._forget()
         self._reduce(found)

@@ -24,6 +24,7 @@ from typing import Any, cast
 from .. import environment
 from ..contracts import WorkerContext
 from ..launch.child import Fresh
+from .plan import Folders
 from .start import Ready, ready
 
 TARGET = f"{__name__}:run"
@@ -42,9 +43,10 @@ def run(context: WorkerContext) -> None:
         Fresh: only a fresh one will do.
         SystemExit: the script has ended.
     """
-    made = ready(Path(str(context.payload)))
-    if _hides(made.folders.code):
+    scratch = Path(str(context.payload))
+    if _hides(Folders(scratch, context.attempt).code):
         raise Fresh
+    made = ready(scratch)
     environment.replace(made.variables)
     sys.path[:] = _import_path(made)
     sys.argv[:] = [made.plan.script, *made.arguments]

@@ -169,6 +169,11 @@ class LauncherChecks:
             events, _ = run_to_end(launcher.start(spec(tmp_path, "threads", 1, threads=threads, payload=["numpy"])))
             assert set(of_kind(events, "threads")[0].body["threads"].values()) == {threads}
 
+    def test_threads_are_limited_in_a_library_that_comes_late(self, launcher: Launcher, tmp_path: Path) -> None:
+        group = spec(tmp_path, "threads", 1, payload=["numba"], preload=["numba"])  # loads OpenMP when its pool starts
+        events, _ = run_to_end(launcher.start(group))
+        assert set(of_kind(events, "threads")[0].body["threads"].values()) == {1}
+
     def test_many_events_arrive_whole_and_in_order(self, launcher: Launcher, tmp_path: Path) -> None:
         events, _ = run_to_end(launcher.start(spec(tmp_path, "flood", 2)))
         for rank in range(2):

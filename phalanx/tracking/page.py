@@ -10,21 +10,15 @@ from typing import Any
 from ..errors import UserError
 from .curves import Curve
 from .reading import TrackedJob
-from .summary import rows_of
+from .summary import PARTS, rows_of
 
 _POINTS = 2000  # of a curve, at most
-STYLE = """
+_STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: .2em .8em; text-align: left }
 td, th { border-bottom: 1px solid #ddd }
 h2 { margin-top: 2em } pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px }
 """
-_PARTS = (
-    ("training_s", "training"),
-    ("stall_s", "checkpoint stall"),
-    ("lost_work_s", "lost work"),
-    ("restart_s", "starting and restarting"),
-)
 
 
 def page(job: TrackedJob) -> str:
@@ -53,7 +47,7 @@ def page(job: TrackedJob) -> str:
         parts += [f"<h2>{heading}</h2>", figure.to_html(full_html=False, include_plotlyjs=script)]
         script = False
     parts += [f"<h2>{heading}</h2>" + text for heading, text in _lineage(job)]
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style><link rel="icon" href="data:,">'
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style><link rel="icon" href="data:,">'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
 
@@ -90,7 +84,7 @@ def _timeline(go: Any, transitions: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def _goodput(go: Any, goodput: Mapping[str, float]) -> Any:
-    figure = go.Figure(go.Bar(x=[goodput[key] for key, _ in _PARTS], y=[text for _, text in _PARTS], orientation="h"))
+    figure = go.Figure(go.Bar(x=[goodput[key] for key, _ in PARTS], y=[text for _, text in PARTS], orientation="h"))
     figure.update_layout(xaxis_title="seconds", height=260, margin={"t": 20})
     return figure
 

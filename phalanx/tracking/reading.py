@@ -85,7 +85,7 @@ class TrackedJob:
         Args:
             follow: False: only what has happened by now.
         """
-        seen = {"metrics": 0, "findings": 0}
+        seen = {"metrics": 0, "findings": 0}  # bytes
         told = 0
         while True:
             status = _mapping(storage.read_json(storage.join(self.url, "status.json")))
@@ -94,11 +94,11 @@ class TrackedJob:
                 yield JobEvent("status", float(entry["start"]), message=f"{entry['status']} {entry['message']}".strip())
             told = max(told, len(transitions))
             for what in seen:
-                data = _bytes(storage.join(self.url, f"{what}.jsonl"))
-                whole = data.rfind(b"\n") + 1
-                for line in _lines(data[seen[what] : whole]):
+                data = _bytes(storage.join(self.url, f"{what}.jsonl"), seen[what])
+                whole = data[: data.rfind(b"\n") + 1]
+                for line in _lines(whole):
                     yield _event(what, line)
-                seen[what] = max(seen[what], whole)
+                seen[what] += len(whole)
             if status.get("status") in ENDED:
                 message = str(status.get("failure") or status["status"])
                 yield JobEvent("end", float(status.get("ended") or 0), int(status.get("step") or 0), message)
@@ -109,7 +109,7 @@ class TrackedJob:
 
     def log(self, rank: int = 0, start: int = 0) -> bytes:
         """Return what a rank has written, from byte `start` on."""
-        return _bytes(storage.join(self.url, "logs", f"rank-{rank}.log"))[start:]
+        return _bytes(storage.join(self.url, "logs", f"rank-{rank}.log"), start)
 
     def ranks(self) -> list[int]:
         """Return the ranks whose logs are there."""
@@ -155,26 +155,15 @@ def jobs(url: str = "runs") -> list[TrackedJob]:
     return sorted(found, key=lambda job: (-_number(job.status.get("created")), job.name))
 
 
-def sweeps(url: str = "runs") -> list[str]:
-    """Return the folders of sweeps: `url` itself, and those in it."""
-    if not storage.is_local(url):
-        return _parents(url, "sweep.json")
-    root = storage.local_path(url)
-    places = [root, *_folders(root)]
-    return [str(place) for place in places if (place / "sweep.json").is_file()]
-
-
 def _places(url: str) -> list[str]:
     if not storage.is_local(url):
-        return _parents(url, "status.json")
+        return _remote_places(url)
     root = storage.local_path(url)
     if not root.is_dir():
         raise UserError(f"there is no folder {url}; jobs stand in the folder that they had as --output")
     places = [root]
     for folder in _folders(root):
         places += [folder, *(_folders(folder) if (folder / "sweep.json").is_file() else ())]
-    if (root / "sweep.json").is_file() or not places:
-        places = [root, *_folders(root)]
     return [str(place) for place in places if (place / "status.json").is_file()]
 
 
@@ -185,19 +174,22 @@ def _folders(root: Path) -> list[Path]:
         return []
 
 
-def _parents(url: str, name: str) -> list[str]:
-    """Return the folders below a remote URL that hold a file of this name, at most two levels down."""
+def _remote_places(url: str) -> list[str]:
+    """Return the folders below a remote URL that hold a job, at most two levels down."""
     found = []
     for path in storage.sizes_below(url):
         *folders, last = path.strip("/").split("/")
-        if last == name and len(folders) <= 2:
+        if last == "status.json" and len(folders) <= 2:
             found.append(storage.join(url, *folders) if folders else url)
     return sorted(found)
 
 
-def _bytes(url: str) -> bytes:
+def _bytes(url: str, start: int = 0) -> bytes:
+    """Return what a file holds from byte `start` on, nothing where there is no such file."""
     try:
-        return storage.read_bytes(url)
+        with storage.open_reader(url) as source:
+            source.seek(start)
+            return source.read()
     except UserError:
         return b""
 

@@ -7,7 +7,7 @@ import time
 
 from .. import storage
 from ..errors import UserError
-from .record import ENDED
+from .reading import load_job
 
 NAME = "stop"
 
@@ -18,13 +18,9 @@ def ask(url: str) -> None:
     Raises:
         UserError: there is no job, or it has ended.
     """
-    status = storage.read_json(storage.join(url, "status.json"))
-    if not isinstance(status, dict):
-        raise UserError(
-            f"there is no job at {storage.redact(url)}: its folder must hold status.json; `phalanx jobs` lists jobs"
-        )
-    if status.get("status") in ENDED:
-        raise UserError(f"the job '{status.get('name')}' has ended already: {status['status']}")
+    job = load_job(url)
+    if job.ended:
+        raise UserError(f"the job '{job.name}' has ended already: {job.state}")
     storage.put_bytes(storage.join(url, NAME), json.dumps({"time": time.time()}).encode())
 
 

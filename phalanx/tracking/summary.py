@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-_PARTS = (
+PARTS = (
     ("training_s", "training that counts"),
     ("stall_s", "waiting for saves"),
     ("lost_work_s", "work lost and done again"),
@@ -39,7 +39,7 @@ def rows_of(status: Mapping[str, Any]) -> list[list[str]]:
     goodput = status.get("goodput")
     if goodput:
         rows.append(["goodput", f"{100 * goodput['goodput']:.1f} % of {goodput['wall_s']:.1f} s"])
-        rows += [[f"  {text}", f"{goodput[key]:.1f} s"] for key, text in _PARTS]
+        rows += [[f"  {text}", f"{goodput[key]:.1f} s"] for key, text in PARTS]
     if status.get("cost"):
         cost = status["cost"]
         rows.append(["cost", f"{cost['spot']:.6g} ({cost['on_demand']:.6g} on demand: {100 * cost['saved']:.1f} % saved)"])

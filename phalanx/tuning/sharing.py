@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..contracts import Launcher
 from ..data.channel import Channel
 from ..errors import UserError
 from ..launch.local import LocalLauncher
@@ -36,8 +35,3 @@ def sharing_launcher(plan: Plan) -> PreparedLauncher | None:
         "seed": job.seed,
     }
     return PreparedLauncher("phalanx.shared:prepare", payload, work.preload)
-
-
-def launcher_of(plan: Plan, sharing: PreparedLauncher | None) -> str | Launcher:
-    """Return who starts a trial's workers."""
-    return plan.job.launcher if sharing is None else sharing

@@ -23,7 +23,7 @@ from .ledger import Ledger, Remembered
 from .plan import Plan, described, write
 from .recall import fill_in, never_reported, recorded_error
 from .search import Known, Search
-from .sharing import launcher_of, sharing_launcher
+from .sharing import sharing_launcher
 from .stopping import Curve
 from .trial import Ended, Judge, Message, Running, Trial, Wake, curve_of, job_name, job_of, metrics_of
 from .view import View
@@ -235,7 +235,7 @@ class Sweep:
         trial.status, trial.failure, trial.ended = "InProgress", None, None
         trial.started = trial.started or time.time()
         job = job_of(plan.job, trial, static=plan.static, folder=plan.folder, threads=plan.threads)
-        job = replace(job, launcher=launcher_of(plan, self._sharing))
+        job = job if self._sharing is None else replace(job, launcher=self._sharing)
         running = Running(trial, job, plan.objectives[0], plan.rule, self._messages.put)
         self._running[trial.number] = running
         running.start()

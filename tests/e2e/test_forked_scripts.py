@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import phalanx
 from phalanx.errors import AlgorithmError
 from phalanx.scripts.forked import may_fork
+from phalanx.scripts.watching import WatchingLauncher
 
 SCRIPT = """
 import atexit, json, os, random, signal, sys, threading
@@ -133,7 +135,13 @@ def test_an_exit_code_of_a_forked_attempt_counts(tmp_path: Path) -> None:
         run(tmp_path, "sys.exit(7)")
 
 
-def test_a_job_that_cannot_start_again_prepares_nothing(tmp_path: Path) -> None:
+def test_only_a_job_that_may_start_again_prepares_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: list[Sequence[str]] = []
+    monkeypatch.setattr(WatchingLauncher, "expect_restarts", lambda self, loaded: expected.append(loaded))
     with pytest.raises(phalanx.PhalanxError, match="SIGKILL"):
         run(tmp_path, restarts=0)
     assert not (tmp_path / "facts" / "1.json").exists()
+    assert not expected
+    (tmp_path / "again").mkdir()
+    run(tmp_path / "again")
+    assert "numpy" in expected[0]

@@ -14,8 +14,8 @@ from phalanx.algorithms.deepar import DeepAR
 from phalanx.algorithms.deepar_calendar import Frequency
 from phalanx.algorithms.deepar_forecast import Errors, _Noise, measures
 from phalanx.algorithms.deepar_hyperparameters import DeepARHyperparameters, Likelihood
-from phalanx.algorithms.deepar_network import PARAMETERS, check_values, draw, negative_log_likelihood
-from phalanx.algorithms.deepar_reading import Shape, parsed, shape_of
+from phalanx.algorithms.deepar_network import PARAMETERS, draw, negative_log_likelihood
+from phalanx.algorithms.deepar_reading import Shape, check_values, parsed, shape_of
 from phalanx.algorithms.deepar_series import Series
 from phalanx.algorithms.deepar_training import make_network
 from phalanx.algorithms.deepar_windows import Prepared
@@ -160,10 +160,12 @@ def test_fields_may_be_ignored() -> None:
 
 
 def test_a_declared_cardinality_is_held() -> None:
-    found = parsed([{"start": START, "target": [1], "cat": [3]}], str, wanted(cardinality="[3]"), None)
-    with pytest.raises(UserError, match="category 1 has the value 3, allowed are 0 to 2"):
-        shape_of(found, wanted(cardinality="[3]"))
+    record = {"start": START, "target": [1], "cat": [3]}
+    with pytest.raises(UserError, match="line 1: cat 1 is 3; its cardinality of 3 allows 0 to 2"):
+        parsed([record], lambda row: f"line {row + 1}", wanted(cardinality="[3]"), None)
+    found = parsed([record], str, wanted(), None)
     assert shape_of(found, wanted()) == Shape([4], 0)
+    assert shape_of(found, wanted(cardinality="[5]")) == Shape([5], 0)
 
 
 @pytest.mark.parametrize("text", ["3,", "[1,2]", "auto", "ignore", ""])
