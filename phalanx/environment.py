@@ -20,6 +20,7 @@ EVENTS_FD = "PHALANX_EVENTS_FD"  # where a command's session writes its events, 
 STRATEGY = "PHALANX_STRATEGY"  # of `phalanx run --strategy`, for the Trainer in a script
 SEED = "PHALANX_SEED"
 SAVING = "PHALANX_CHECKPOINTING"  # JSON: where, when and what a script's session saves
+OBSERVE = "PHALANX_OBSERVE"  # JSON: what a worker measures of itself for rules and profiles
 HEARTBEAT = "PHALANX_HEARTBEAT_S"  # how often a worker gives a sign of life; unset: never
 CHECKPOINTS = "PHALANX_CHECKPOINTS"  # a folder that stays over a script's restarts
 _sending = threading.RLock()  # a signal handler that raises can leave a plain one held by its own thread
@@ -129,6 +130,17 @@ def checkpointing(attempt_variable: str = "TORCHELASTIC_RESTART_COUNT") -> tuple
     """Return what the job says of its checkpoints, None without a job, and which attempt this is."""
     given = os.environ.get(SAVING)
     return (None if given is None else json.loads(given)), int(os.environ.get(attempt_variable) or 0)
+
+
+def observe_variables(given: Mapping[str, Any]) -> dict[str, str]:
+    """Return what tells workers what to measure of themselves."""
+    return {OBSERVE: json.dumps(given)} if given else {}
+
+
+def observe() -> Mapping[str, Any]:
+    """Return what this worker is to measure of itself; {} for nothing."""
+    found = json.loads(os.environ.get(OBSERVE) or "{}")
+    return found if isinstance(found, dict) else {}
 
 
 def wait_policy() -> str:

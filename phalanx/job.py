@@ -177,7 +177,9 @@ class _Run:
         self._progress = progress
         self._scratch = scratch
         self._stop = stop
-        self._rules = RuleWatch(job.rules, record.folder, self._warn, lambda why: stop.request(why, EXIT_SIGTERM))
+        self._rules = RuleWatch(
+            job.rules, record.folder, self._warn, lambda why: stop.request(why, EXIT_SIGTERM), request.work.goals
+        )
 
     def run(self) -> JobResult:
         """Run to the end; raise the job's error with its result."""
@@ -189,7 +191,7 @@ class _Run:
         self._progress.started(request.name, f"{request.work.label} on {workers}, to {storage.redact(request.url)}")
         try:
             with stopping_on_signals(self._stop):
-                with Housekeeping(self._record, self._on_line, self._asked):
+                with Housekeeping(self._record, self._on_line, self._asked), self._rules:
                     outcome = self._supervise()
                     artifact = self._publish(outcome)
                 request.work.ended()
@@ -217,7 +219,11 @@ class _Run:
             workers=job.workers,
             log_folder=self._record.logs,
             attempt=0,
-            environment={**dict(job.environment), **environment.checkpoint_variables(checkpoints)},
+            environment={
+                **dict(job.environment),
+                **environment.checkpoint_variables(checkpoints),
+                **environment.observe_variables(self._rules.observations),
+            },
             threads=request.threads,
         )
         given: dict[str, Any] = {
@@ -247,6 +253,7 @@ class _Run:
     def _on_event(self, event: Event) -> None:
         body = event.body
         self._request.work.on_event(event)
+        self._rules.event(event)
         if body["kind"] == "phase" and event.rank == 0:
             self._record.enter(body["phase"])
             if body["phase"] == "Training":
@@ -254,7 +261,6 @@ class _Run:
             self._progress.status(body["phase"], "")
         elif body["kind"] == "step":
             self._record.step(body["step"], body["time"], body["metrics"])
-            self._rules.step(body["step"], body["metrics"])
             self._progress.step(body["step"], body["metrics"], body["rows"], body["of"])
         elif body["kind"] == "saved":
             self._record.saved(body)
@@ -307,6 +313,7 @@ class _Run:
         status = "Completed" if error is None else "Stopped" if isinstance(error, Stopped) else "Failed"
         if error is not None:
             self._rules.failed(self._record.last_step, error.message)
+        self._rules.close()
         self._record.end(status, secondary, error)
         seen = self._record.status
         result = JobResult(

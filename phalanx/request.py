@@ -19,7 +19,7 @@ from .errors import UserError, nearest
 from .launch.interruptions import InterruptionSource, source_of
 from .launch.local import LocalLauncher
 from .spot import Spot
-from .tracking.rules import rule_of
+from .tracking.rules import rules_of
 from .work import AlgorithmWork, ScriptWork, Work
 
 if TYPE_CHECKING:
@@ -213,8 +213,7 @@ def _whole(name: str, value: Any, low: int) -> None:
 def _check_rules(given: Any) -> None:
     if isinstance(given, str) or not isinstance(given, Sequence):
         raise UserError(f"rules must be a list of texts, as ['overfit'], not {given!r}")
-    for text in given:
-        rule_of(text)
+    rules_of(given)
 
 
 def _seconds(name: str, value: float | None) -> None:

@@ -46,6 +46,11 @@ class Work(Protocol):
         """Modules for the warm server."""
         ...
 
+    @property
+    def goals(self) -> Mapping[str, str]:
+        """Metric, without its channel -> "minimize" or "maximize", as far as that is declared."""
+        ...
+
     def check_inputs(self, inputs: Mapping[str, Channel]) -> None:
         """Raise UserError where a channel that is needed is missing."""
         ...
@@ -125,6 +130,8 @@ class AlgorithmWork:
         self.preload: Sequence[str] = tuple(preload)
         prepare(self.preload)
         self._settings: Any = hyperparameters.parse(registry.hyperparameters_of(algorithm), given, owner=algorithm)
+        told: Callable[[], Mapping[str, str]] | None = getattr(self._settings, "objectives", None)
+        self.goals: Mapping[str, str] = {} if told is None else told()
         self._scratch = Path()
 
     def check_inputs(self, inputs: Mapping[str, Channel]) -> None:
@@ -213,6 +220,7 @@ class ScriptWork:
         self.label = self._source.script
         self.slug = _slug(Path(self._source.script).stem)
         self.preload: Sequence[str] = ()
+        self.goals: Mapping[str, str] = {}
 
     def check_inputs(self, inputs: Mapping[str, Channel]) -> None:
         """See `Work`. A script may do without channels."""

@@ -7,14 +7,13 @@ down is none of their business, as is a validation loss that is merely higher th
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import ClassVar, final
 
-from .seen import losses
+from .course import Course, Noise
+from .seen import Step, goal_of, is_smooth, losses
 
 _WINDOWS = 5  # in which a loss must have come down at all
-_IN_A_ROW = 2  # windows above the first
 
 
 @final
@@ -25,37 +24,32 @@ class LossNotDecreasing:
     Args:
         num_steps: a window, whose mean is judged.
         diff_percent: by which it must have come down.
-        increase_threshold_percent: above the first window, in two windows in a row.
+        increase_threshold_percent: above the first window, in two windows in a row, beyond the noise of its steps.
     """
 
+    watches: ClassVar[str] = "the training loss rises above where it began, or has not come down in five windows"
+    sees: ClassVar[tuple[type, ...]] = (Step,)
     num_steps: int = 10
     diff_percent: float = 0.1
     increase_threshold_percent: float = 5.0
-    _sums: dict[str, list[float]] = field(default_factory=dict, init=False)
-    _means: dict[str, list[float]] = field(default_factory=dict, init=False)
+    _courses: dict[str, Course] = field(default_factory=dict, init=False)
 
-    def see(self, step: int, metrics: Mapping[str, float | None]) -> str | None:
+    def see(self, seen: Step) -> str | None:
         """See `Rule`."""
-        for name, value in losses(metrics, "train").items():
-            window = self._sums.setdefault(name, [])
-            window.append(value)
-            if len(window) < self.num_steps:
+        for name, value in losses(seen, "train").items():
+            if not is_smooth(name):
                 continue
-            means = self._means.setdefault(name, [])
-            means.append(sum(window) / len(window))
-            window.clear()
-            found = self._judged(means)
-            if found is not None:
-                return f"train:{name} {found}"
-        return None
-
-    def _judged(self, means: list[float]) -> str | None:
-        first, scale = means[0], max(abs(means[0]), 1e-12)
-        above = [100 * (mean - first) / scale for mean in means[1:]][-_IN_A_ROW:]
-        if len(above) == _IN_A_ROW and min(above) > self.increase_threshold_percent:
-            return f"rose by {above[-1]:.3g} %, from {first:.6g} to {means[-1]:.6g}"
-        if len(means) == _WINDOWS and 100 * (first - min(means)) / scale < self.diff_percent:
-            return f"has not come down by {self.diff_percent} % in {_WINDOWS * self.num_steps} steps: it is {means[-1]:.6g}"
+            course = self._courses.get(name)
+            if course is None:
+                course = self._courses[name] = Course(self.num_steps)
+            if not course.add(value):
+                continue
+            risen = course.risen(self.increase_threshold_percent)
+            if risen is not None:
+                return f"train:{name} rose by {risen:.3g} %, from {course.means[0]:.6g} to {course.means[-1]:.6g}"
+            if len(course.means) == _WINDOWS and course.stands(self.diff_percent) and abs(course.means[0]) > 1e-9:
+                steps = _WINDOWS * self.num_steps
+                return f"train:{name} has not come down by {self.diff_percent} % in {steps} steps: it is {course.means[-1]:.6g}"
         return None
 
 
@@ -70,50 +64,72 @@ class Overfit:
         ratio_threshold: by which the validation loss is above its best and above the training loss.
     """
 
+    watches: ClassVar[str] = "a validation loss rises from its best, and above the training loss, while that goes on falling"
+    sees: ClassVar[tuple[type, ...]] = (Step,)
     start_step: int = 0
     patience: int = 1
     ratio_threshold: float = 0.1
-    _train: dict[str, float] = field(default_factory=dict, init=False)
+    _train: dict[str, tuple[float, int]] = field(default_factory=dict, init=False)  # sum and number since the last evaluation
     _best: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)  # validation loss, training loss then
+    _noise: dict[str, Noise] = field(default_factory=dict, init=False)
     _waited: dict[str, int] = field(default_factory=dict, init=False)
 
-    def see(self, step: int, metrics: Mapping[str, float | None]) -> str | None:
+    def see(self, seen: Step) -> str | None:
         """See `Rule`."""
-        self._train |= losses(metrics, "train")
-        for name, value in losses(metrics, "validation").items():
-            train = self._train.get(name)
-            if train is None or step < self.start_step:
+        for name, value in losses(seen, "train").items():
+            total, number = self._train.get(name, (0.0, 0))
+            self._train[name] = total + value, number + 1
+        for name, value in losses(seen, "validation").items():
+            total, number = self._train.pop(name, (0.0, 0))
+            if number == 0 or seen.step < self.start_step:
                 continue
+            train = total / number
+            noise = self._noise.setdefault(name, Noise()).add(value)
             best, then = self._best.get(name, (value, train))
             if value <= best:
                 best, then = value, train
             self._best[name] = best, then
             room = self.ratio_threshold
-            rises = value - best > room * max(abs(best), 1e-12) and value - train > room * max(abs(train), 1e-12)
+            above = value - best > max(room * max(abs(best), 1e-12), noise)
+            rises = above and value - train > room * max(abs(train), 1e-12)
             self._waited[name] = self._waited.get(name, 0) + 1 if rises and train < then else 0
             if self._waited[name] > self.patience:
-                return f"validation:{name} rose from {best:.6g} to {value:.6g} while train:{name} fell to {train:.6g}"
+                sign = goal_of(name, seen.goals)
+                now = f"validation:{name} went from {sign * best:.6g} to {sign * value:.6g}"
+                return f"{now} while train:{name} improved to {sign * train:.6g}"
         return None
 
 
 @final
 @dataclass(slots=True)
 class Overtraining:
-    """The validation loss has been worse than its best for long, and the training goes on.
+    """Neither loss gets better any more, the validation loss is worse than its best, and the training goes on.
 
     Args:
-        patience_validation: evaluations without an improvement.
-        delta: by which, as a share of the best, all of these are worse than the best.
+        patience_train: evaluations in which the training loss has not improved on its best.
+        patience_validation: evaluations in which the validation loss has not been as good as its best.
+        delta: what counts as better, and as worse, as a share of the best.
     """
 
+    watches: ClassVar[str] = "a validation loss has been worse than its best for long, and the training loss improves no more"
+    sees: ClassVar[tuple[type, ...]] = (Step,)
+    patience_train: int = 5
     patience_validation: int = 10
     delta: float = 0.01
+    _train: dict[str, tuple[float, int]] = field(default_factory=dict, init=False)  # sum and number since the last evaluation
+    _train_best: dict[str, tuple[float, int]] = field(default_factory=dict, init=False)  # the best, evaluations since
     _best: dict[str, float] = field(default_factory=dict, init=False)
+    _noise: dict[str, Noise] = field(default_factory=dict, init=False)
     _since: dict[str, deque[float]] = field(default_factory=dict, init=False)
 
-    def see(self, step: int, metrics: Mapping[str, float | None]) -> str | None:
+    def see(self, seen: Step) -> str | None:
         """See `Rule`."""
-        for name, value in losses(metrics, "validation").items():
+        for name, value in losses(seen, "train").items():
+            total, number = self._train.get(name, (0.0, 0))
+            self._train[name] = total + value, number + 1
+        for name, value in losses(seen, "validation").items():
+            learns = self._learns(name)
+            noise = self._noise.setdefault(name, Noise()).add(value)
             best = self._best.get(name, value)
             since = self._since.setdefault(name, deque(maxlen=self.patience_validation))
             if value <= best:
@@ -122,6 +138,20 @@ class Overtraining:
                 continue
             since.append(value)
             full = len(since) == self.patience_validation
-            if full and min(since) - best > self.delta * max(abs(best), 1e-12):
-                return f"validation:{name} has been above its best, {best:.6g}, for {len(since)} evaluations: it is {value:.6g}"
+            gap = sum(since) / len(since) - best
+            if full and not learns and gap > max(self.delta * max(abs(best), 1e-12), noise):
+                sign = goal_of(name, seen.goals)
+                long = f"validation:{name} has been worse than its best, {sign * best:.6g}, for {len(since)} evaluations"
+                return f"{long}: it is {sign * value:.6g}"
         return None
+
+    def _learns(self, name: str) -> bool:
+        """Return whether the training loss, where it is known, has improved in the last evaluations."""
+        total, number = self._train.pop(name, (0.0, 0))
+        if not number:
+            return False
+        value = total / number
+        best, since = self._train_best.get(name, (value, 0))
+        better = value < best - self.delta * max(abs(best), 1e-12)
+        self._train_best[name] = (value, 0) if better else (best, since + 1)
+        return self._train_best[name][1] < self.patience_train

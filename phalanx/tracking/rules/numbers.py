@@ -2,43 +2,97 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import final
+from typing import ClassVar, final
+
+from .seen import Step, Tensors, goal_of, losses
 
 _GRADIENT = "train:grad_norm"
-_IN_A_ROW = 10
+_IN_A_ROW = 10  # steps
+_SAMPLES = 3  # of statistics in a row
+_CONVERGED = 0.01  # of the first loss: gradients vanish where there is nothing left to learn
+_EARLY = 10  # losses that say where it began
 
 
 @final
 @dataclass(slots=True)
 class ExplodingTensor:
-    """A loss or the norm of the gradient is no finite number."""
+    """A loss, a gradient or a weight is no finite number, or a loss has grown beyond all measure.
 
-    def see(self, step: int, metrics: Mapping[str, float | None]) -> str | None:
+    Args:
+        only_nan: pass over infinity. A metric that is not finite counts either way: which of the two it was is not kept.
+        factor: a loss so many times as large as where it began is on its way to infinity.
+    """
+
+    watches: ClassVar[str] = "a loss, gradient or weight is no finite number, or a loss is `factor` times what it began with"
+    sees: ClassVar[tuple[type, ...]] = (Step, Tensors)
+    only_nan: bool = False
+    factor: float = 1e6
+    _begin: dict[str, list[float]] = field(default_factory=dict, init=False)
+
+    def see(self, seen: Step | Tensors) -> str | None:
         """See `Rule`."""
-        for name, value in metrics.items():
-            if value is None and (name.endswith("loss") or name == _GRADIENT):
+        if isinstance(seen, Tensors):
+            return self._tensors(seen)
+        for name, value in seen.metrics.items():
+            if value is None and (name == _GRADIENT or goal_of(name.partition(":")[2], seen.goals) > 0):
                 return f"{name} is no finite number"
+        if self.only_nan:
+            return None
+        for name, value in losses(seen, "train").items():
+            begin = self._begin.setdefault(name, [])
+            if len(begin) < _EARLY:
+                begin.append(abs(value))
+            if abs(value) > self.factor * max(begin[0], 1e-3):
+                return f"train:{name} has grown from {begin[0]:.3g} to {value:.3g}"
+        return None
+
+    def _tensors(self, seen: Tensors) -> str | None:
+        for what, tensors in (("gradient", seen.gradients), ("weight", seen.weights)):
+            for name, found in tensors.items():
+                if found["nan"] or (found["inf"] and not self.only_nan):
+                    return f"the {what} of {name} holds {found['nan']:.0f} nan and {found['inf']:.0f} infinite numbers"
         return None
 
 
 @final
 @dataclass(slots=True)
 class VanishingGradient:
-    """The norm of the gradient, which a Trainer with `clip_norm` reports, is next to nothing for 10 steps in a row.
+    """The mean size of a gradient is next to nothing, while the loss is not.
 
     Args:
-        threshold: below which it is.
+        threshold: mean absolute value of a weight's gradient below which it is, for 3 looks in a row; or of the norm of the
+            whole gradient (`train:grad_norm`, which a Trainer with `clip_norm` reports), for 10 steps in a row.
     """
 
+    watches: ClassVar[str] = "the mean size of a weight's gradient is below `threshold` for 3 looks, or its norm for 10 steps"
+    sees: ClassVar[tuple[type, ...]] = (Step, Tensors)
     threshold: float = 1e-7
     _count: int = field(default=0, init=False)
+    _low: dict[str, int] = field(default_factory=dict, init=False)
+    _first: dict[str, float] = field(default_factory=dict, init=False)
+    _converged: bool = field(default=False, init=False)
 
-    def see(self, step: int, metrics: Mapping[str, float | None]) -> str | None:
+    def see(self, seen: Step | Tensors) -> str | None:
         """See `Rule`."""
-        norm = metrics.get(_GRADIENT)
+        if isinstance(seen, Tensors):
+            return self._tensors(seen)
+        found = losses(seen, "train")
+        for name, value in found.items():
+            first = self._first.setdefault(name, value)
+            self._converged = value < first - (1 - _CONVERGED) * abs(first)
+        norm = seen.metrics.get(_GRADIENT)
         if norm is None:
             return None
-        self._count = self._count + 1 if norm < self.threshold else 0
+        self._count = self._count + 1 if norm < self.threshold and not self._converged else 0
         return f"{_GRADIENT} is {norm:.3g}, for {_IN_A_ROW} steps" if self._count >= _IN_A_ROW else None
+
+    def _tensors(self, seen: Tensors) -> str | None:
+        for name, found in seen.gradients.items():
+            if found["axes"] < 2:
+                continue
+            key = f"{seen.rank} {name}"
+            self._low[key] = self._low.get(key, 0) + 1 if found["mean_abs"] < self.threshold and not self._converged else 0
+            if self._low[key] >= _SAMPLES:
+                return f"the gradient of {name} has a mean size of {found['mean_abs']:.3g}, {_SAMPLES} times in a row"
+        return None
