@@ -3,16 +3,18 @@
 A rank hangs when, beyond the limit,
 
 - its process is stopped (state T of the kernel), or
-- it gives no sign of life while another rank does, or
+- it gives no sign of life while another rank does, or none while its process computes nothing, or
 - it goes on computing, or sits somewhere, while another rank waits for it in a collective, or
 - all wait, but in different collectives.
 
-Long computation on all ranks is none of these. Silence of all at once is a machine that sleeps or is overloaded. Waits count
-only once every rank has done its first step, and not while the others wait for one that saves.
+Long computation on all ranks is none of these, even where it lets no other thread of the process run. Silence of all at once,
+each with something to compute, is a machine that sleeps or is overloaded. Waits count only once every rank has done its first
+step, and not while the others wait for one that saves.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +27,8 @@ from ..contracts import Json, Member
 _MOST_BEAT_S, _LEAST_BEAT_S = 2.0, 0.05
 _BEATS = 4  # signs of life within the limit, at least
 _RECENT = 3  # beats after which a rank is no longer taken to be alive
+_LEAST_SILENCE_S = 5.0  # a thread of a busy machine may not run for so long
+_IDLE = 0.01  # cores: a process that uses less computes nothing
 _MOST_TICK_S = 1.0  # of one look: after a longer pause it was this process that did not run
 _PATIENT = ("Checkpointing", "Saving")
 
@@ -43,6 +47,19 @@ class Hang:
     answers: bool  # its process may still tell its stack
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessState:
+    """What the kernel says of a process.
+
+    Attributes:
+        stopped: by a signal.
+        computed_s: CPU seconds so far, None where that is not known.
+    """
+
+    stopped: bool = False
+    computed_s: float | None = None
+
+
 @final
 @dataclass(slots=True)
 class _Rank:
@@ -57,7 +74,10 @@ class _Rank:
     waited_s: float = 0.0
     noted: bool = False  # the wait was noted by the collective itself, and its name is sure
     last: str | None = None
-    silent_s: float = 0.0
+    silent_s: float = 0.0  # while others gave their signs of life
+    unheard_s: float = 0.0
+    idle_s: float = 0.0  # without computing anything
+    computed_s: float | None = None
     stuck_s: float = 0.0  # without a step, a collective call or another phase
     stopped_s: float = 0.0
 
@@ -82,7 +102,7 @@ class HangWatch:
         members: of the group, by rank.
         timeout_s: the limit.
         clock: monotonic seconds.
-        is_stopped: whether a member's process is stopped by a signal.
+        process: returns what the kernel says of a member's process.
     """
 
     def __init__(
@@ -91,13 +111,13 @@ class HangWatch:
         timeout_s: float,
         *,
         clock: Callable[[], float] = time.monotonic,
-        is_stopped: Callable[[Member], bool] | None = None,
+        process: Callable[[Member], ProcessState] | None = None,
     ) -> None:
         self._members = {member.rank: member for member in members}
         self._timeout_s = timeout_s
         self._beat_s = beat_seconds(timeout_s)
         self._clock = clock
-        self._is_stopped = is_stopped or _StoppedHere()
+        self._process = process or _ProcessHere()
         self._ranks = {member.rank: _Rank() for member in members}
         self._looked_at = self._asked_at = clock()
 
@@ -106,7 +126,7 @@ class HangWatch:
         state = self._ranks.get(rank)
         if state is None:
             return
-        state.heard_at, state.silent_s = self._clock(), 0.0
+        state.heard_at, state.silent_s, state.unheard_s = self._clock(), 0.0, 0.0
         before = (state.steps, state.calls, state.phase)
         try:
             state.phase = str(body["phase"])
@@ -131,6 +151,7 @@ class HangWatch:
         self._ask(now)
         for rank, state in self._ranks.items():
             state.stuck_s += passed
+            state.unheard_s += passed
             if any(self._recent(other, now) for number, other in self._ranks.items() if number != rank):
                 state.silent_s += passed
         return self._stopped() or self._silent() or self._awaited(now) or self._at_odds(now)
@@ -141,8 +162,11 @@ class HangWatch:
             return
         passed, self._asked_at = min(now - self._asked_at, _MOST_TICK_S), now
         for rank, state in self._ranks.items():
-            found = self._is_stopped(self._members[rank])
-            state.stopped_s = state.stopped_s + passed if found else 0.0
+            found = self._process(self._members[rank])
+            state.stopped_s = state.stopped_s + passed if found.stopped else 0.0
+            before, state.computed_s = state.computed_s, found.computed_s
+            idle = before is not None and found.computed_s is not None and found.computed_s - before < _IDLE * passed
+            state.idle_s = state.idle_s + passed if idle else 0.0
 
     def _recent(self, state: _Rank, now: float) -> bool:
         return state.heard_at is not None and now - state.heard_at <= _RECENT * self._beat_s
@@ -155,10 +179,17 @@ class HangWatch:
         return None
 
     def _silent(self) -> Hang | None:
+        limit = max(self._timeout_s, _LEAST_SILENCE_S)
         for rank, state in self._ranks.items():
-            if state.armed and state.silent_s > self._timeout_s:
-                why = f"no sign of life for {self._timeout_s:g} s, while other workers gave theirs"
-                return Hang(rank, f"worker {rank} hangs: {why}; {state.where()}", True)
+            if not state.armed:
+                continue
+            if state.silent_s > limit:
+                why = f"no sign of life for {limit:g} s, while other workers gave theirs"
+            elif min(state.unheard_s, state.idle_s) > limit:
+                why = f"no sign of life for {limit:g} s, in which its process computed nothing"
+            else:
+                continue
+            return Hang(rank, f"worker {rank} hangs: {why}; {state.where()}", True)
         return None
 
     def _awaited(self, now: float) -> Hang | None:
@@ -194,22 +225,24 @@ class HangWatch:
 
 
 @final
-class _StoppedHere:
-    """Whether a process of this machine is stopped by a signal; a debugger's stop (t) is another."""
+class _ProcessHere:
+    """What the kernel of this machine says of a process; a debugger's stop (t) is none by a signal."""
 
     def __init__(self) -> None:
         self._host = socket.gethostname()
 
-    def __call__(self, member: Member) -> bool:
+    def __call__(self, member: Member) -> ProcessState:
         if member.host != self._host or not member.pid:
-            return False
+            return ProcessState()
         try:
-            return _state(Path(f"/proc/{member.pid}/stat").read_bytes()) == "T"
+            return _read(Path(f"/proc/{member.pid}/stat").read_bytes())
         except OSError:  # it has ended, or this system has no /proc
-            return False
+            return ProcessState()
 
 
-def _state(stat: bytes) -> str:
-    """Return the state in a process's `stat`: the word after its name, which may hold anything."""
+def _read(stat: bytes) -> ProcessState:
+    """Return what is in a process's `stat`: words after its name, which may hold anything (proc_pid_stat(5))."""
     words = stat.rpartition(b")")[2].split()
-    return words[0].decode() if words else ""
+    if len(words) < 13:
+        return ProcessState()
+    return ProcessState(words[0] == b"T", (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK"))

@@ -124,3 +124,36 @@ def test_a_worker_that_others_wait_for_is_named_with_its_stack(whose: str, tmp_p
     assert "most recent call first" in stack
     for worker in json.loads((tmp_path / "runs" / "job" / "status.json").read_text())["workers"]:
         assert not psutil.pid_exists(worker["pid"])
+
+
+HELD = """
+import ctypes, time
+import phalanx
+
+session = phalanx.session()
+
+def sleeps_with_the_lock():
+    ctypes.PyDLL(None).sleep(3600)  # a call that does not release the interpreter
+
+for step in range(1, 40):
+    time.sleep(0.05)  # the work of a step
+    session.report(step, {})
+sleeps_with_the_lock()
+"""
+
+
+@pytest.mark.slow
+def test_a_single_worker_that_holds_the_interpreter_and_does_nothing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(textwrap.dedent(HELD))
+    job = phalanx.TrainingJob(
+        script=str(tmp_path / "train.py"),
+        output=str(tmp_path / "runs"),
+        name="job",
+        checkpoint_every="never",
+        hang_timeout_s=LIMIT_S,
+    )
+    with pytest.raises(
+        phalanx.PlatformError, match="worker 0 hangs: no sign of life for 5 s, in which its process computed nothing"
+    ):
+        job.run(progress=False)
+    assert "in sleeps_with_the_lock" in (tmp_path / "runs" / "job" / "failure").read_text()

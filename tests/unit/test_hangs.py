@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from phalanx.contracts import Member
-from phalanx.launch.hangs import Hang, HangWatch, _state, _StoppedHere, beat_seconds
+from phalanx.launch.hangs import Hang, HangWatch, ProcessState, _ProcessHere, _read, beat_seconds
 from phalanx.pulse import Pulse, Reader
 
 LIMIT = 30.0
@@ -29,11 +29,15 @@ class World:
     size: int = 2
     now: float = 1000.0
     stopped: set[int] = field(default_factory=set)
+    idle: set[int] = field(default_factory=set)  # the others compute
 
     def __post_init__(self) -> None:
         members = [Member(rank, 100 + rank, "here") for rank in range(self.size)]
-        self.watch = HangWatch(members, LIMIT, clock=lambda: self.now, is_stopped=lambda member: member.rank in self.stopped)
+        self.watch = HangWatch(members, LIMIT, clock=lambda: self.now, process=self.process)
         self.last = self.now
+
+    def process(self, member: Member) -> ProcessState:
+        return ProcessState(member.rank in self.stopped, 7.0 if member.rank in self.idle else 0.5 * self.now)
 
     def live(self, seconds: float, beats: Mapping[int, Mapping[str, Any]]) -> Hang | None:
         """Let so much time pass; a rank that waits does so for longer and longer. Return the first that hangs."""
@@ -79,9 +83,25 @@ def test_silence_of_all_is_a_machine_that_sleeps() -> None:
     assert world.live(60, {0: beat(), 1: beat()}) is None
 
 
-def test_silence_of_a_job_of_one_worker_counts_for_nothing() -> None:
+def test_a_single_worker_that_computes_may_be_silent() -> None:
     world = World(1)
     world.live(10, {0: beat()})
+    assert world.live(600, {}) is None
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_silence_without_computing_is_a_hang(size: int) -> None:
+    world = World(size, idle={0})
+    assert world.live(600, {rank: beat() for rank in range(size)}) is None, "it waits for something, and says so"
+    found = world.live(LIMIT + 5, {})
+    assert found is not None
+    assert (found.rank, found.answers) == (0, True)
+    assert "no sign of life for 30 s, in which its process computed nothing; phase Training" in found.message
+
+
+def test_an_idle_process_may_be_silent_until_its_first_step() -> None:
+    world = World(1, idle={0})
+    world.live(10, {0: beat(steps=0)})
     assert world.live(600, {}) is None
 
 
@@ -192,13 +212,18 @@ def test_a_sign_of_life_that_cannot_be_read_is_one(body: dict[str, Any]) -> None
 
 
 def test_the_state_of_a_process() -> None:
-    assert _state(b"7 (a) T (x) T 1 7) S 1 7 7") == "S"
-    assert _state(b"7 (python) T 1 7 7") == "T"
-    assert _state(b"") == ""
-    here = _StoppedHere()
-    assert not here(Member(0, os.getpid(), os.uname().nodename))
-    assert not here(Member(0, os.getpid(), "elsewhere"))
-    assert not here(Member(0, 0, os.uname().nodename))
+    tick = os.sysconf("SC_CLK_TCK")
+    words = b" 1 7 7 0 -1 64 1 2 3 4 %d %d 0 0" % (3 * tick, tick)
+    assert _read(b"7 (a) T (x) T 1 7) S" + words) == ProcessState(False, 4.0)
+    assert _read(b"7 (python) T" + words) == ProcessState(True, 4.0)
+    assert _read(b"") == ProcessState()
+    here = _ProcessHere()
+    found = here(Member(0, os.getpid(), os.uname().nodename))
+    assert not found.stopped
+    assert found.computed_s is not None
+    assert found.computed_s > 0
+    assert here(Member(0, os.getpid(), "elsewhere")) == ProcessState()
+    assert here(Member(0, 0, os.uname().nodename)) == ProcessState()
 
 
 @dataclass
