@@ -31,6 +31,7 @@ from .cli_shared import (
     MicroBatchesOption,
     NoticeOption,
     PricesOption,
+    ProfileOption,
     ResumeOption,
     RuleOption,
     SetOption,
@@ -117,6 +118,7 @@ def train(
     elastic: ElasticOption = None,
     micro_batches: MicroBatchesOption = 12,
     rule: RuleOption = None,
+    profile: ProfileOption = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -146,6 +148,7 @@ def train(
         elastic=elastic,
         micro_batches=micro_batches,
         rules=rule or (),
+        profile=profile,
     )
     _run(job, as_json)
 
@@ -191,6 +194,7 @@ def run(
     elastic: ElasticOption = None,
     micro_batches: MicroBatchesOption = 12,
     rule: RuleOption = None,
+    profile: ProfileOption = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -241,6 +245,7 @@ def run(
         elastic=elastic,
         micro_batches=micro_batches,
         rules=rule or (),
+        profile=profile,
     )
     _run(script, as_json)
 

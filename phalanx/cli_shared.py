@@ -63,7 +63,10 @@ HangOption = Annotated[
 ]
 RuleOption = Annotated[
     list[str] | None,
-    typer.Option("--rule", help="Watches the metrics: overfit, or overfit:patience=3,action=stop; repeatable."),
+    typer.Option("--rule", help="Watches the run: overfit, overfit:patience=3,action=stop, or all; repeatable."),
+]
+ProfileOption = Annotated[
+    bool, typer.Option("--profile", help="Write a trace of every rank and a summary into the job's folder, under profile.")
 ]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint of the job --name.")]
 

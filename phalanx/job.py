@@ -25,6 +25,7 @@ from .request import Request, channel_of, claimed, mapping_of, validated
 from .spot import Spot
 from .tracking.console import Progress, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
+from .tracking.profile import ProfileRecord
 from .tracking.record import JobRecord
 from .tracking.watching import RuleWatch
 
@@ -83,7 +84,8 @@ class TrainingJob:
         elastic: "exact": the same bits whatever the number of workers, also when it changes on the way. Some algorithms are so
             anyway, others are refused; the Trainer of a script gets the strategy `exact`. None: as algorithm and strategy are.
         micro_batches: that the Trainer of a script cuts every global batch into with elastic "exact"; a multiple of `workers`.
-        rules: that watch the metrics, as "overfit" or "overfit:patience=3,action=stop"; what they find is in findings.jsonl.
+        rules: that watch the run, as "overfit", "overfit:patience=3,action=stop" or "all"; what they find is in findings.jsonl.
+        profile: write a trace of every rank and a summary into `profile` in the job's folder.
     """
 
     algorithm: str | None = None
@@ -112,6 +114,7 @@ class TrainingJob:
     elastic: str | None = None
     micro_batches: int = 12
     rules: Sequence[str] = ()
+    profile: bool = False
 
     def __post_init__(self) -> None:
         self._stop = StopRequest()
@@ -180,6 +183,7 @@ class _Run:
         self._rules = RuleWatch(
             job.rules, record.folder, self._warn, lambda why: stop.request(why, EXIT_SIGTERM), request.work.goals
         )
+        self._profile = ProfileRecord(record.folder) if job.profile else None
 
     def run(self) -> JobResult:
         """Run to the end; raise the job's error with its result."""
@@ -222,7 +226,7 @@ class _Run:
             environment={
                 **dict(job.environment),
                 **environment.checkpoint_variables(checkpoints),
-                **environment.observe_variables(self._rules.observations),
+                **environment.observe_variables(self._observations()),
             },
             threads=request.threads,
         )
@@ -255,6 +259,8 @@ class _Run:
         self._request.work.on_event(event)
         self._rules.event(event)
         if body["kind"] == "phase" and event.rank == 0:
+        if self._profile is not None:
+            self._profile.event(event)
             self._record.enter(body["phase"])
             if body["phase"] == "Training":
                 self._record.trains(event.time)
@@ -270,6 +276,14 @@ class _Run:
                 self._progress.status("Training", f"goes on from step {body['step']}")
 
     def _on_retry(self, error: PhalanxError) -> None:
+    def _observations(self) -> dict[str, Any]:
+        """Return what workers measure of themselves, for rules and the profile."""
+        wanted = self._rules.observations
+        if self._profile is None:
+            return wanted
+        kinds = sorted({*wanted.get("kinds", ()), "windows"})
+        return {**wanted, "kinds": kinds, "profile": {"folder": str(self._profile.folder.absolute())}}
+
         self._record.interrupted(error)
         what = "interrupted" if isinstance(error, Interruption) else "failed"
         self._progress.status(
@@ -322,6 +336,8 @@ class _Run:
             secondary_status=secondary,
             folder=self._request.url,
             artifact=artifact,
+        if self._profile is not None:
+            self._profile.write()
             metrics=dict(self._record.metrics),
             step=self._record.last_step,
             restarts=seen["restarts"],
@@ -369,6 +385,7 @@ class _Run:
                         "bytes": sum(file.size for file in files),
                         "fingerprint": storage.fingerprint(files),
                     }
+            "profile": job.profile,
                     for name, files in request.files.items()
                 },
             },

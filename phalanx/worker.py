@@ -19,12 +19,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, final
 
-from . import hyperparameters, pulse, registry, shared, storage
+from . import environment, hyperparameters, observing, pulse, registry, shared, storage
 from .contracts import Algorithm, Collective, Json, Shard, WorkerContext
 from .data.channel import Channel, parse_content_type
 from .data.shard import open_shard
 from .errors import Stopped, UserError, from_record, to_record
 from .parallel.collective import Solo, together
+from .trainer.counting import count_learnt
+from .trainer.measuring import Measuring
 from .trainer.saving import Saver
 from .trainer.session import WorkerSession
 
@@ -109,7 +111,6 @@ def open_world(context: WorkerContext) -> Collective:
     """Collective. Join the group's other ranks."""
     if context.size == 1:
         return Solo()
-    from . import environment
     from .parallel.torch_collective import TorchCollective  # torch is loaded where there is somebody to talk to
 
     place = environment.placement()
@@ -131,6 +132,8 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
     output_data.mkdir(parents=True, exist_ok=True)
     context.send({"kind": "phase", "phase": "Training"})
     saver = open_saver(request.checkpoints, world, context)
+    observer = observing.start(environment.observe(), rank=world.rank, size=world.size, send=context.send)
+    measuring = Measuring(observer)
     session = WorkerSession(
         world=world,
         channels=channels,
@@ -141,11 +144,16 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
         send=context.send,
         stop_requested=lambda: stop.requested,
         saver=saver,
+        measuring=measuring,
     )
-    with stop.deferred(), contextlib.closing(saver) if saver else contextlib.nullcontext():
+    with stop.deferred(), contextlib.closing(saver) if saver else contextlib.nullcontext(), contextlib.closing(measuring):
         try:
             algorithm.fit(session)
             pulse.now.phase = "Saving"
+            if world.rank == 0 and observer.wants("labels"):
+                counted = count_learnt(algorithm, session, hyperparameters.to_json(settings))
+                if counted is not None:
+                    observer.tell("labels", {"step": pulse.now.step, **counted})
             if saver is not None:
                 saver.finish()
         except Stopped:

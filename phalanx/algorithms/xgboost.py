@@ -18,6 +18,7 @@ import numpy as np
 import scipy.sparse
 import xgboost as xgb
 
+from .. import observing
 from ..contracts import Array, Csr, Entry, Features, Json, Records, Session, State
 from ..errors import UserError, nearest
 from . import xgboost_shared
@@ -26,6 +27,7 @@ from .xgboost_group import add_up, first_line, in_group, translated
 from .xgboost_hyperparameters import XGBoostHyperparameters
 from .xgboost_metrics import OWN_METRICS, evaluate, maximises
 from .xgboost_model import check_model
+from .xgboost_trees import tell_of
 
 MODEL_FILE = "xgboost-model"
 CARD_FILE = "xgboost.json"
@@ -202,6 +204,7 @@ class _Training:
                     rest = [name for name in self._matrices if name not in self._watched()]
                     metrics |= self._metrics(booster, rest, number)
                 rows = self._session.channels["train"].rows
+                self._show_trees(booster)
                 self._session.report(model._rounds, metrics, rows=rows, of=settings.num_round)
             self._cut_to_best(booster)  # for a job restored after its last round
         finally:
@@ -257,6 +260,17 @@ class _Training:
             for name, values in found.items()
             for metric in sorted(values, key=lambda metric: order.get(metric, -1))
         }
+
+    def _show_trees(self, booster: xgb.Booster) -> None:
+        """Let the job's rules look at the trees, where they want to and it is time."""
+        rounds, observer = self._algorithm._rounds, observing.now
+        if self._session.world.rank or self._settings.booster == "gblinear" or not observer.due("trees", rounds):
+            return
+        with observer.looking("trees", rounds):
+            train = self._session.channels["train"]
+            rows = round(train.rows * self._settings.subsample)
+            have = booster_rounds(booster, rounds)
+            observer.tell("trees", tell_of(booster, have, columns=train.columns or 0, rows=rows))
 
     def _remember_best(self, booster: xgb.Booster, metrics: Mapping[str, float]) -> None:
         if self._settings.early_stopping_rounds is None:

@@ -124,7 +124,12 @@ class RuleWatch:
         with self._lock:
             waiting = self._waiting[type(seen)]
             for given in list(waiting):
-                message = given.rule.see(seen)
+                try:
+                    message = given.rule.see(seen)
+                except Exception as error:  # a rule that is broken must not break the job
+                    waiting.remove(given)
+                    self._warn(f"rule {given.name} has failed and watches no longer: {type(error).__name__}: {error}")
+                    continue
                 if message is not None:
                     self._found(given, getattr(seen, "step", self._newest), message)
 

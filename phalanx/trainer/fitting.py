@@ -17,6 +17,7 @@ from .ema import Average
 from .feeding import Feed, Portion, Share
 from .history import EarlyStopping, History, Watch
 from .readout import Readout
+from .statistics import Statistics
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,7 @@ class Fit:
     average: Average | None
     schedule: torch.optim.lr_scheduler.LRScheduler | None
     schedule_every: Literal["step", "epoch"]
+    statistics: Statistics | None = None  # where rules look at tensors
 
     def run(
         self, early_stopping: EarlyStopping | None, keep_best: bool, best: str, best_mode: Literal["min", "max"]
@@ -138,6 +140,9 @@ class Fit:
 
     def _step(self, micro_batches: list[MicroBatch]) -> StepOutput:
         try:
+            if self.statistics is not None:
+                with self.statistics.looking(self.progress.step + 1, micro_batches):
+                    return self.replica.train_step(micro_batches)
             return self.replica.train_step(micro_batches)
         except AlgorithmError as error:
             error.message = f"step {self.progress.step + 1}: {error.message}"

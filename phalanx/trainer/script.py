@@ -10,6 +10,7 @@ All that it knows comes from the environment, so that the same script runs in al
 
 from __future__ import annotations
 
+import atexit
 import json
 import mmap
 import os
@@ -23,12 +24,13 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import final
 
-from .. import environment, pulse
+from .. import environment, observing, pulse
 from ..contracts import Collective, Json, Shard, Stateful
 from ..data.channel import Channel
 from ..data.shard import open_shard
 from ..errors import Stopped, UserError, nearest, to_record
 from ..parallel.collective import Solo
+from .measuring import Measuring
 from .saving import Saver
 from .session import WorkerSession
 
@@ -143,6 +145,17 @@ def _saver(world: Collective) -> Saver | None:
 
 def _world() -> tuple[Collective, str]:
     """Collective. Return the world and the device; torch is loaded only where there are other ranks or something to find."""
+def _measuring(world: Collective) -> Measuring | None:
+    """Return what measures this rank for the job's rules or its profile; None where it has none."""
+    wanted = environment.observe()
+    if not wanted:
+        return None
+    observer = observing.start(wanted, rank=world.rank, size=world.size, send=environment.send_event)
+    found = Measuring(observer)
+    atexit.register(found.close)
+    return found
+
+
     place = environment.placement()
     if (place is None or place.size == 1) and "torch" not in sys.modules and not _GPU.exists():
         return Solo(), "cpu"

@@ -11,6 +11,7 @@ from typing import final
 from .. import pulse
 from ..contracts import Collective, Json, Shard, Stateful
 from ..errors import AlgorithmError, Stopped
+from .measuring import Measuring
 from .saving import Saver
 
 _VOTE_MICROS = 100_000  # between two votes
@@ -90,6 +91,8 @@ class WorkerSession:
     def _agreed(self, step: int) -> int:
         """Collective. Return what the ranks agreed on: the same on all at the same step.
 
+        if self._measuring is not None:
+            self._measuring.stepped(step)
         Ranks vote a few times a second, not at every step: each vote carries the duration of a step as well, from
         whose maximum all derive the number of steps until the next.
         """

@@ -9,7 +9,7 @@ from typing import Any, Literal, final
 
 import torch
 
-from .. import environment
+from .. import environment, observing
 from ..contracts import Entry, Recipe, Replica, Session, State, Strategy
 from ..errors import UserError
 from ..parallel import connections
@@ -25,6 +25,7 @@ from .history import EarlyStopping, History
 from .readout import Readout
 from .script import session as current_session
 from .sources import feed_of
+from .statistics import Statistics
 
 MakeOptimizer = Callable[[Sequence[torch.nn.Parameter]], torch.optim.Optimizer]
 MakeSchedule = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
@@ -139,6 +140,7 @@ class Trainer:
         self._progress = Progress()
         self._batch_size: int | None = None
         self._restored = False
+        self._statistics: Statistics | None = None
 
     @property
     def replica(self) -> Replica:
@@ -234,6 +236,7 @@ class Trainer:
                 average=self._average,
                 schedule=self._schedule,
                 schedule_every=self._schedule_every,
+                statistics=self._looked_at(replica),
             )
             return fit.run(early_stopping, keep_best, best, best_mode)
 
@@ -299,7 +302,14 @@ class Trainer:
         """Give back what the strategy holds. Safe to call twice."""
         if self._replica is not None:
             self._replica.close()
-            self._replica = None
+            self._replica = self._statistics = None
+
+    def _looked_at(self, replica: Replica) -> Statistics | None:
+        """Return what takes the statistics that the job's rules want, None where they want none."""
+        wanted = any(observing.now.wants(kind) for kind in ("tensors", "labels"))
+        if wanted and self._statistics is None:
+            self._statistics = Statistics(self.module, replica, strategy=self.strategy.name, compiled=self._recipe.compile)
+        return self._statistics if wanted else None
 
     def _evaluation_share(self) -> Share:
         return Share(self.replica.data_rank, self.replica.data_size, self._evaluation_pieces)

@@ -21,7 +21,7 @@ class CPUBottleneck:
         threshold: percent of the samples in which it is so.
         gpu_threshold: percent: a device with less use waits.
         cpu_threshold: percent of a rank's time (without a GPU) or of all cores (with one) in which the processor is busy.
-        patience: samples before anything is said; there is one every 20 ms.
+        patience: samples of each rank before anything is said; there is one every 10 ms.
     """
 
     watches: ClassVar[str] = (
@@ -41,7 +41,7 @@ class CPUBottleneck:
         bad = device_use(seen) < self.gpu_threshold and busy > self.cpu_threshold
         share = _counted(self._counts, seen, bad=bad, patience=self.patience)
         if share is not None and 100 * share > self.threshold:
-            return f"rank {seen.rank} prepares data while its device waits, in {100 * share:.0f} % of the samples"
+            return f"devices wait while the processors prepare data, in {100 * share:.0f} % of the samples"
         return None
 
 
@@ -54,7 +54,7 @@ class IOBottleneck:
         threshold: percent of the samples in which it is so.
         gpu_threshold: percent: a device with less use waits.
         io_threshold: percent of a rank's time in which it waits for data.
-        patience: samples before anything is said; there is one every 20 ms.
+        patience: samples of each rank before anything is said; there is one every 10 ms.
     """
 
     watches: ClassVar[str] = (
@@ -73,7 +73,7 @@ class IOBottleneck:
         bad = device_use(seen) < self.gpu_threshold and 100 * seen.data > self.io_threshold
         share = _counted(self._counts, seen, bad=bad, patience=self.patience)
         if share is not None and 100 * share > self.threshold:
-            return f"rank {seen.rank} waits for data that does not come, in {100 * share:.0f} % of the samples"
+            return f"devices wait for data that does not come in time, in {100 * share:.0f} % of the samples"
         return None
 
 
@@ -220,7 +220,12 @@ def working(seen: Window) -> float:
 
 
 def _counted(counts: dict[int, tuple[int, int]], seen: Window, *, bad: bool, patience: int) -> float | None:
-    """Count a window's samples; return the share of bad ones, None before there are `patience`."""
+    """Count a window's samples; return the share of bad ones on average over ranks, None before each has `patience`.
+
+    One rank alone that waits is not the job's bottleneck: it is a slow rank, if it keeps the others waiting.
+    """
     total, found = counts.get(seen.rank, (0, 0))
-    counts[seen.rank] = total, found = total + seen.samples, found + (seen.samples if bad else 0)
-    return found / total if total >= patience else None
+    counts[seen.rank] = total + seen.samples, found + (seen.samples if bad else 0)
+    if len(counts) < seen.size or min(total for total, _ in counts.values()) < patience:
+        return None
+    return sum(found / total for total, found in counts.values()) / len(counts)

@@ -93,6 +93,7 @@ class Window:
     cpu: float  # of all cores of the machine
     gpu: float | None  # None: no GPU
     gpu_memory: float | None
+    memory: float = 0.0  # of the rank's process, bytes
 
 
 Seen: TypeAlias = Step | Tick | Tensors | Labels | Trees | Window

@@ -1,0 +1,249 @@
+"""Statistics of a Trainer's tensors, for the rules that look at them: gradients, weights, their change, activations, classes.
+
+They are taken around the optimizer's step, through its hooks, so that they are the same for every strategy: what a strategy's
+optimizer holds is what is looked at. Ranks that hold the same replica leave it to rank 0. Sharded ones each look at their own
+part; the flat parts of ZeRO have no names of layers, and a pipeline's ranks see their own layers, without classes. Nothing is
+exchanged between ranks for it. Tensors are looked at in 16,384 entries, evenly spaced, and as a whole for what is not finite.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+
+from .. import observing
+from ..contracts import MicroBatch, Replica
+from .activity import Activity
+from .counting import confusion
+
+_ENTRIES = 16_384  # of a tensor
+_EARLY = 10  # steps in which weights are those of the start
+_REPLICATED = ("single", "ddp", "exact", "horovod")
+_NO_CLASSES = ("pipeline",)
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A parameter of the optimizer."""
+
+    name: str
+    axes: int
+    embeds: bool  # rows of a table: its scale is its own
+
+
+@final
+class Statistics:
+    """Takes them at steps whose turn it is.
+
+    Args:
+        module: what is trained.
+        replica: how.
+        strategy: its name.
+        compiled: whether `torch.compile` hides what the module calls.
+    """
+
+    def __init__(self, module: torch.nn.Module, replica: Replica, *, strategy: str, compiled: bool) -> None:
+        self._module, self._replica = module, replica
+        self._observer = observing.now
+        self._named = _names(module)
+        mine = self._observer.rank == 0 or strategy not in _REPLICATED
+        self._tensors = mine and self._observer.wants("tensors")
+        self._labels = self._observer.rank == 0 and self._observer.wants("labels") and strategy not in _NO_CLASSES
+        sees = self._tensors and not compiled
+        self._activity = Activity(module, self._observer.measure) if sees else None
+        self._before: dict[str, torch.Tensor] = {}  # entries at the look before
+        self._usual: float | None = None  # seconds of a step without a look
+        if self._tensors and compiled and self._observer.rank == 0:
+            print("note: torch.compile hides activations from rules: dead_relu and saturated_activation see none", flush=True)
+        if self._tensors and strategy.startswith("zero") and self._observer.rank == 0:
+            print("note: rules on weights and gradients see ZeRO's flat parts, which have no layers' names", flush=True)
+
+    @contextmanager
+    def looking(self, step: int, micro_batches: Sequence[MicroBatch]) -> Iterator[None]:
+        """Around the step with this number: look at it if its turn has come."""
+        tensors = self._tensors and self._observer.due("tensors", step)
+        labels = self._labels and self._observer.due("labels", step)
+        begun = time.perf_counter()
+        if not (tensors or labels):
+            yield
+            took = time.perf_counter() - begun
+            self._usual = took if self._usual is None else 0.9 * self._usual + 0.1 * took
+            return
+        with ExitStack() as stack:
+            outputs: list[torch.Tensor] = []
+            if labels:
+                stack.callback(self._module.register_forward_hook(_keeping(outputs)).remove)
+            look = _Look(self, step)
+            if tensors:
+                stack.callback(self._replica.optimizer.register_step_pre_hook(look.before).remove)
+                stack.callback(self._replica.optimizer.register_step_post_hook(look.after).remove)
+                if self._activity is not None:
+                    stack.enter_context(self._activity)
+            yield
+        if tensors:
+            self._observer.tell("tensors", look.read(self._observer.rank, self._activity))
+        found = confusion(outputs, [micro.target for micro in micro_batches]) if labels else None
+        if found is not None:
+            self._observer.tell("labels", {"step": step, **found})
+        took = time.perf_counter() - begun
+        spent = max(0.0, took - (took if self._usual is None else self._usual))
+        for kind, done in (("tensors", tensors), ("labels", labels)):
+            if done:
+                self._observer.cost(kind, step, spent)
+
+    def named(self, number: int, parameter: torch.Tensor) -> _Named:
+        """Return what is known of a parameter of the optimizer."""
+        return self._named.get(id(parameter)) or _Named(f"part {number}", max(2, parameter.ndim), True)
+
+    def same(self, name: str, entries: torch.Tensor) -> bool | None:
+        """Return whether a weight is as it was at the look before, None at the first; keep it for the next."""
+        before, self._before[name] = self._before.get(name), entries.clone()
+        if before is None or before.shape != entries.shape:
+            return None
+        rtol, atol = self._observer.measure.get("unchanged", (1e-5, 1e-8))
+        return bool(torch.allclose(entries, before, rtol=rtol, atol=atol))
+
+
+@final
+class _Look:
+    """One look at a step."""
+
+    def __init__(self, statistics: Statistics, step: int) -> None:
+        self._statistics, self._step = statistics, step
+        self._gradients: dict[str, dict[str, Any]] = {}
+        self._weights: dict[str, dict[str, Any]] = {}
+        self._entries: dict[str, torch.Tensor] = {}
+
+    def before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Just before the update: gradients are complete, weights are those they belong to."""
+        with torch.no_grad():
+            for named, parameter in self._parameters(optimizer):
+                if parameter.grad is None:
+                    continue
+                self._gradients[named.name] = {"axes": named.axes, **_of_gradient(_local(parameter.grad))}
+                weight = _local(parameter)
+                entries = _entries(weight).clone()
+                self._entries[named.name] = entries
+                found = _of_weight(weight, entries)
+                fan_in = weight.numel() / max(1, weight.shape[0]) if weight.ndim >= 2 and not named.embeds else 0.0
+                early = self._step <= _EARLY and weight.ndim >= 2 and not named.embeds
+                found |= {
+                    "axes": named.axes,
+                    "scale": found["std"] ** 2 * fan_in,
+                    "alike": early and _alike(weight),
+                    "change": None,
+                    "same": self._statistics.same(named.name, entries),
+                }
+                self._weights[named.name] = found
+
+    def after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        """Just after the update."""
+        with torch.no_grad():
+            for named, parameter in self._parameters(optimizer):
+                before = self._entries.get(named.name)
+                if before is not None:
+                    self._weights[named.name]["change"] = float((_entries(_local(parameter)) - before).norm())
+
+    def read(self, rank: int, activity: Activity | None) -> dict[str, Any]:
+        """Return what was seen, as `Tensors` has it."""
+        seen = {
+            "gradients": self._gradients,
+            "weights": self._weights,
+            "activations": {} if activity is None else activity.read(),
+        }
+        return {"step": self._step, "rank": rank, **_plain(seen)}
+
+    def _parameters(self, optimizer: Any) -> list[tuple[_Named, torch.Tensor]]:
+        groups = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        return [(self._statistics.named(number, parameter), parameter) for number, parameter in enumerate(groups)]
+
+
+def _names(module: torch.nn.Module) -> dict[int, _Named]:
+    tables = {id(part.weight) for part in module.modules() if isinstance(part, (torch.nn.Embedding, torch.nn.EmbeddingBag))}
+    return {id(p): _Named(name, p.ndim, id(p) in tables) for name, p in module.named_parameters()}
+
+
+def _keeping(outputs: list[torch.Tensor]) -> Callable[..., None]:
+    def keep(module: Any, inputs: Any, output: Any) -> None:
+        if isinstance(output, torch.Tensor):
+            outputs.append(output.detach())
+
+    return keep
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    """Return this rank's part of a tensor, dense."""
+    to_local: Callable[[], torch.Tensor] | None = getattr(tensor, "to_local", None)
+    found = (tensor if to_local is None else to_local()).detach()
+    return found.coalesce().values() if found.is_sparse else found
+
+
+def _entries(tensor: torch.Tensor) -> torch.Tensor:
+    """Return evenly spaced entries, (n,) float32."""
+    flat = tensor.reshape(-1)
+    return flat[:: max(1, flat.numel() // _ENTRIES)].float()
+
+
+def _of_gradient(gradient: torch.Tensor) -> dict[str, Any]:
+    nan, inf = _not_finite(gradient)
+    entries = _entries(gradient)
+    if nan or inf:
+        entries = torch.nan_to_num(entries, nan=0.0, posinf=0.0, neginf=0.0)
+    if not entries.numel():
+        return {"mean_abs": 0.0, "zero": 0.0, "spread": 0.0, "nan": nan, "inf": inf}
+    sizes, ordered = entries.abs(), entries.sort().values
+    used = int(torch.count_nonzero(sizes))
+    low, high = int(0.05 * (len(ordered) - 1)), int(0.95 * (len(ordered) - 1))
+    return {
+        "mean_abs": float(sizes.sum()) / max(1, used),
+        "zero": _zero_share(gradient, used, len(sizes)),
+        "spread": float(ordered[high] - ordered[low]),
+        "nan": nan,
+        "inf": inf,
+    }
+
+
+def _of_weight(weight: torch.Tensor, entries: torch.Tensor) -> dict[str, Any]:
+    nan, inf = _not_finite(weight)
+    sound = torch.nan_to_num(entries, nan=0.0, posinf=0.0, neginf=0.0) if nan or inf else entries
+    used = int(torch.count_nonzero(sound))
+    return {
+        "zero": _zero_share(weight, used, len(sound)),
+        "nan": nan,
+        "inf": inf,
+        "std": float(sound.std(unbiased=False)) if len(sound) else 0.0,
+        "norm": float(sound.norm()),
+    }
+
+
+def _zero_share(tensor: torch.Tensor, used: int, looked_at: int) -> float:
+    """Return the share of entries that are 0; where none of those looked at is another, all are counted."""
+    if used == 0 and looked_at < tensor.numel():
+        used, looked_at = int(torch.count_nonzero(tensor)), tensor.numel()
+    return 1 - used / max(1, looked_at)
+
+
+def _not_finite(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return how many entries are nan and infinite; their sum tells whether there may be any."""
+    if bool(torch.isfinite(tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32))):
+        return 0, 0
+    return int(torch.isnan(tensor).sum()), int(torch.isinf(tensor).sum())
+
+
+def _alike(weight: torch.Tensor) -> bool:
+    rows = weight.reshape(weight.shape[0], -1)
+    return weight.shape[0] > 1 and bool((rows == rows[:1]).all())
+
+
+def _plain(value: Any) -> Any:
+    """Return JSON values: numbers that are not finite as None would break rules, so they are large ones."""
+    if isinstance(value, Mapping):
+        return {name: _plain(item) for name, item in value.items()}
+    if isinstance(value, float) and not -1e300 < value < 1e300:
+        return 1e300 if value > 0 else -1e300
+    return value
