@@ -258,9 +258,9 @@ class _Run:
         body = event.body
         self._request.work.on_event(event)
         self._rules.event(event)
-        if body["kind"] == "phase" and event.rank == 0:
         if self._profile is not None:
             self._profile.event(event)
+        if body["kind"] == "phase" and event.rank == 0:
             self._record.enter(body["phase"])
             if body["phase"] == "Training":
                 self._record.trains(event.time)
@@ -275,7 +275,6 @@ class _Run:
             if body["step"]:
                 self._progress.status("Training", f"goes on from step {body['step']}")
 
-    def _on_retry(self, error: PhalanxError) -> None:
     def _observations(self) -> dict[str, Any]:
         """Return what workers measure of themselves, for rules and the profile."""
         wanted = self._rules.observations
@@ -284,6 +283,7 @@ class _Run:
         kinds = sorted({*wanted.get("kinds", ()), "windows"})
         return {**wanted, "kinds": kinds, "profile": {"folder": str(self._profile.folder.absolute())}}
 
+    def _on_retry(self, error: PhalanxError) -> None:
         self._record.interrupted(error)
         what = "interrupted" if isinstance(error, Interruption) else "failed"
         self._progress.status(
@@ -328,6 +328,8 @@ class _Run:
         if error is not None:
             self._rules.failed(self._record.last_step, error.message)
         self._rules.close()
+        if self._profile is not None:
+            self._profile.write()
         self._record.end(status, secondary, error)
         seen = self._record.status
         result = JobResult(
@@ -336,8 +338,6 @@ class _Run:
             secondary_status=secondary,
             folder=self._request.url,
             artifact=artifact,
-        if self._profile is not None:
-            self._profile.write()
             metrics=dict(self._record.metrics),
             step=self._record.last_step,
             restarts=seen["restarts"],
@@ -377,6 +377,7 @@ class _Run:
             "elastic": job.elastic,
             "micro_batches": job.micro_batches,
             "rules": list(job.rules),
+            "profile": job.profile,
             "provenance": {
                 **code_and_versions(),
                 "data": {
@@ -385,7 +386,6 @@ class _Run:
                         "bytes": sum(file.size for file in files),
                         "fingerprint": storage.fingerprint(files),
                     }
-            "profile": job.profile,
                     for name, files in request.files.items()
                 },
             },

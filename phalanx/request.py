@@ -64,9 +64,9 @@ def validated(job: TrainingJob) -> Request:
     work = _work(job, launcher, inputs)
     _whole("max_restarts", job.max_restarts, 0)
     _check_rules(job.rules)
-    _whole("seed", job.seed, 0)
     if not isinstance(job.profile, bool):
         raise UserError(f"profile={job.profile!r} is not allowed: it is true or false")
+    _whole("seed", job.seed, 0)
     if job.threads_per_worker is not None:
         _whole("threads_per_worker", job.threads_per_worker, 1)
     _seconds("max_runtime_s", job.max_runtime_s)

@@ -143,8 +143,6 @@ def _saver(world: Collective) -> Saver | None:
     return None if given is None else Saver(given, world=world, attempt=attempt, send=environment.send_event)
 
 
-def _world() -> tuple[Collective, str]:
-    """Collective. Return the world and the device; torch is loaded only where there are other ranks or something to find."""
 def _measuring(world: Collective) -> Measuring | None:
     """Return what measures this rank for the job's rules or its profile; None where it has none."""
     wanted = environment.observe()
@@ -156,6 +154,8 @@ def _measuring(world: Collective) -> Measuring | None:
     return found
 
 
+def _world() -> tuple[Collective, str]:
+    """Collective. Return the world and the device; torch is loaded only where there are other ranks or something to find."""
     place = environment.placement()
     if (place is None or place.size == 1) and "torch" not in sys.modules and not _GPU.exists():
         return Solo(), "cpu"

@@ -76,6 +76,8 @@ class WorkerSession:
             )
         self._last_step = step
         pulse.now.stepped(step)
+        if self._measuring is not None:
+            self._measuring.stepped(step)
         if self.world.rank == 0:
             finite = {name: _finite(value) for name, value in metrics.items()}
             self._send({"kind": "step", "step": step, "time": time.time(), "metrics": finite, "rows": rows, "of": of})
@@ -91,8 +93,6 @@ class WorkerSession:
     def _agreed(self, step: int) -> int:
         """Collective. Return what the ranks agreed on: the same on all at the same step.
 
-        if self._measuring is not None:
-            self._measuring.stepped(step)
         Ranks vote a few times a second, not at every step: each vote carries the duration of a step as well, from
         whose maximum all derive the number of steps until the next.
         """
