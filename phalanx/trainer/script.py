@@ -83,6 +83,7 @@ class ScriptSession:
             send=environment.send_event,
             stop_requested=stop.is_set,
             saver=_saver(world),
+            measuring=_measuring(world),
         )
 
     def channel_folder(self, name: str) -> Path:

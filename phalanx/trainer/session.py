@@ -33,6 +33,7 @@ class WorkerSession:
         send: takes an event to the supervisor.
         stop_requested: whether this rank has been told to stop.
         saver: takes the job's checkpoints; None: there are none.
+        measuring: is told of every step; None: nothing is measured.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class WorkerSession:
         send: Callable[[Mapping[str, Json]], None],
         stop_requested: Callable[[], bool],
         saver: Saver | None = None,
+        measuring: Measuring | None = None,
     ) -> None:
         self.world = world
         self.channels = channels
@@ -57,6 +59,7 @@ class WorkerSession:
         self._send = send
         self._stop_requested = stop_requested
         self._saver = saver
+        self._measuring = measuring
         self._last_step = 0
         self._next_vote = 0
         self._voted_at, self._voted_step = time.monotonic(), 0
