@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
 _MOST_CLASSES = 1000
+_LABEL = "__label__"
 _ROWS = 2000  # of channel `train` that a learnt algorithm is asked about
 
 
@@ -55,7 +56,11 @@ def count_learnt(algorithm: Algorithm, session: Session, settings: Mapping[str, 
         return None
     try:
         batch = next(iter(session.channels["train"].batches(_ROWS)), None)
-        if batch is None or batch.label is None or not len(batch) or isinstance(batch.features, Records):
+        if batch is None or not len(batch):
+            return None
+        if isinstance(batch.features, Records):
+            return _count_lines(algorithm, batch.features)
+        if batch.label is None:
             return None
         answer = algorithm.predict(batch.features)
     except (PhalanxError, KeyError):  # a channel that can be read once only
@@ -71,6 +76,20 @@ def count_learnt(algorithm: Algorithm, session: Session, settings: Mapping[str, 
     if labels.min() < 0 and set(np.unique(labels)) == {-1.0, 1.0}:
         labels = (labels > 0).astype(np.float64)
     return count(labels, np.asarray(predicted, dtype=np.float64).reshape(-1))
+
+
+def _count_lines(algorithm: Algorithm, lines: Records) -> dict[str, Any] | None:
+    """Count lines of text that begin with `__label__NAME`, by the first of their labels."""
+    pairs = [str(line).split(maxsplit=1) for line in lines.items if str(line).startswith(_LABEL)]
+    known = [(label.removeprefix(_LABEL), rest[0]) for label, *rest in pairs if rest and not rest[0].startswith(_LABEL)]
+    answer = algorithm.predict(Records([text for _, text in known])).get("label") if known else None
+    if answer is None:
+        return None
+    predicted = [str(label).removeprefix(_LABEL) for label in answer.reshape(len(known), -1)[:, 0]]
+    classes = sorted({*(label for label, _ in known), *predicted})
+    places = {name: place for place, name in enumerate(classes)}
+    found = count(np.array([places[label] for label, _ in known]), np.array([places[label] for label in predicted]))
+    return None if found is None else {**found, "classes": [classes[int(place)] for place in found["classes"]]}
 
 
 def _pair(output: torch.Tensor, target: Any) -> tuple[Array, Array] | None:
