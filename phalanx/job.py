@@ -238,7 +238,7 @@ class _Run:
             "restarts": job.max_restarts > 0 or spot is not None,
         }
         output = storage.local_path(job.output) if storage.is_local(job.output) else None
-        spec = request.work.begin(spec, given, self._scratch, output, self._record.printed)
+        spec = request.work.begin(spec, given, self._scratch, output, self._printed)
         with Watch(request.sources, lambda text: self._progress.status("Notices", storage.redact(text))) as watch:
             return supervise(
                 request.work.launcher(request.launcher),
@@ -293,6 +293,10 @@ class _Run:
     def _on_line(self, rank: int, line: str) -> None:
         self._request.work.on_line(rank, line)
         self._progress.log(rank, line)
+
+    def _printed(self, name: str, step: int, when: float, value: float | None) -> None:
+        self._record.printed(name, step, when, value)
+        self._rules.printed(name, step, when, value)
 
     def _warn(self, text: str) -> None:
         self._progress.status("Rules", text)

@@ -13,7 +13,7 @@ from typing import Any, final
 
 SHARE = 0.01  # of the time that looks of one kind may cost
 _CREDIT_SECONDS = 0.1  # that they may cost beyond it at the start, when most goes wrong
-_LEAST_STEPS = 10  # between two looks
+_LEAST_STEPS = 10  # between two looks; at tensors in the first steps fewer
 
 
 @final
@@ -63,7 +63,8 @@ class Observer:
         if self._every is not None:
             return step - last >= self._every
         allowed = _CREDIT_SECONDS + SHARE * (self._clock() - self._begun)
-        return step - last >= _LEAST_STEPS and self._spent[kind] <= allowed
+        apart = min(_LEAST_STEPS, max(1, last // 3)) if kind == "tensors" else _LEAST_STEPS
+        return step - last >= apart and self._spent[kind] <= allowed
 
     @contextmanager
     def looking(self, kind: str, step: int) -> Iterator[None]:

@@ -153,7 +153,7 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
             if world.rank == 0 and observer.wants("labels"):
                 counted = count_learnt(algorithm, session, hyperparameters.to_json(settings))
                 if counted is not None:
-                    observer.tell("labels", {"step": pulse.now.step, **counted})
+                    observer.tell("labels", {"step": pulse.now.step, **counted, "final": True})
             if saver is not None:
                 saver.finish()
         except Stopped:

@@ -103,6 +103,10 @@ class RuleWatch:
         self._busy = False
         self._see(Step(step, now, metrics, self._goals, busy))
 
+    def printed(self, name: str, step: int, when: float, value: float | None) -> None:
+        """Look at a metric that a worker printed; `step` counts its values. May be called from another thread."""
+        self._see(Step(step, when, {name: value}, self._goals, busy=True))
+
     def tick(self) -> None:
         """Look at the time."""
         self._see(Tick(self._clock(), self._begun, self._stepped))

@@ -21,7 +21,7 @@ _KINDS: dict[Any, str] = {
     **dict.fromkeys((torch.tanh, functional.tanh, torch.Tensor.tanh), "tanh"),
     **dict.fromkeys((torch.sigmoid, functional.sigmoid, torch.Tensor.sigmoid), "sigmoid"),
 }
-_LEAST_ROWS = 256  # of a unit, before its share of them says something
+_LEAST_ROWS = 128  # of a unit, before its share of them says something
 _QUANTILES = 101
 
 

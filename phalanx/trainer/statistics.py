@@ -22,6 +22,7 @@ from .activity import Activity
 from .counting import confusion
 
 _ENTRIES = 16_384  # of a tensor
+_APART = 10  # steps between what is compared, to see whether a weight changes
 _EARLY = 10  # steps in which weights are those of the start
 _REPLICATED = ("single", "ddp", "exact", "horovod")
 _NO_CLASSES = ("pipeline",)
@@ -56,7 +57,7 @@ class Statistics:
         self._labels = self._observer.rank == 0 and self._observer.wants("labels") and strategy not in _NO_CLASSES
         sees = self._tensors and not compiled
         self._activity = Activity(module, self._observer.measure) if sees else None
-        self._before: dict[str, torch.Tensor] = {}  # entries at the look before
+        self._before: dict[str, tuple[int, torch.Tensor]] = {}  # step and entries of a look before
         self._usual: float | None = None  # seconds of a step without a look
         if self._tensors and compiled and self._observer.rank == 0:
             print("note: torch.compile hides activations from rules: dead_relu and saturated_activation see none", flush=True)
@@ -100,9 +101,12 @@ class Statistics:
         """Return what is known of a parameter of the optimizer."""
         return self._named.get(id(parameter)) or _Named(f"part {number}", max(2, parameter.ndim), True)
 
-    def same(self, name: str, entries: torch.Tensor) -> bool | None:
-        """Return whether a weight is as it was at the look before, None at the first; keep it for the next."""
-        before, self._before[name] = self._before.get(name), entries.clone()
+    def same(self, name: str, step: int, entries: torch.Tensor) -> bool | None:
+        """Return whether a weight is as it was some steps ago, None where there was no look then; keep it for later ones."""
+        then, before = self._before.get(name, (0, None))
+        if before is not None and before.shape == entries.shape and step - then < _APART:
+            return None
+        self._before[name] = step, entries
         if before is None or before.shape != entries.shape:
             return None
         rtol, atol = self._observer.measure.get("unchanged", (1e-5, 1e-8))
@@ -137,7 +141,7 @@ class _Look:
                     "scale": found["std"] ** 2 * fan_in,
                     "alike": early and _alike(weight),
                     "change": None,
-                    "same": self._statistics.same(named.name, entries),
+                    "same": self._statistics.same(named.name, self._step, entries),
                 }
                 self._weights[named.name] = found
 

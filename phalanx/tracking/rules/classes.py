@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 from .seen import Labels
 
+_BLOCKS = 5  # that are compared with as many before
+_BETTER = 0.01  # share of the rows
 _LEAST_ROWS = 20  # of a class, before something is said of how it is taken
 
 
@@ -31,13 +32,12 @@ class ClassImbalance:
     threshold_imbalance: float = 10.0
     threshold_misprediction: float = 0.7
     samples: int = 500
-    _counted: Counts = field(default_factory=lambda: Counts(), init=False)
+    _counted: Counts | None = field(default=None, init=False)
 
     def see(self, seen: Labels) -> str | None:
         """See `Rule`."""
-        counts = self._counted
-        counts.add(seen)
-        if counts.rows < self.samples:
+        counts = self._counted = self._counted or Counts(self.samples)
+        if not counts.add(seen):
             return None
         sizes = {name: sum(row) for name, row in zip(counts.classes, counts.confusion, strict=True) if sum(row)}
         if len(sizes) < 2:
@@ -48,7 +48,7 @@ class ClassImbalance:
             return f"class {often} has {most / least:.3g} times the rows of class {rare}"
         place = counts.classes.index(rare)
         missed = 1 - counts.confusion[place][place] / least
-        if least >= _LEAST_ROWS and 2 * least < most and missed > self.threshold_misprediction:
+        if counts.settled(seen) and least >= _LEAST_ROWS and 2 * least < most and missed > self.threshold_misprediction:
             return f"{100 * missed:.3g} % of the rows of class {rare}, the rarest, are taken for another"
         return None
 
@@ -76,13 +76,14 @@ class Confusion:
     dominance: float = 1.0
     category_no: int = 0
     samples: int = 500
-    _counted: Counts = field(default_factory=lambda: Counts(), init=False)
+    _counted: Counts | None = field(default=None, init=False)
 
     def see(self, seen: Labels) -> str | None:
         """See `Rule`."""
-        counts = self._counted
-        counts.add(seen)
-        if counts.rows < self.samples:
+        counts = self._counted = self._counted or Counts(self.samples)
+        if not counts.add(seen):
+            return None
+        if not counts.settled(seen):
             return None
         number = self.category_no or len(counts.classes)
         for place, row in enumerate(counts.confusion[:number]):
@@ -103,16 +104,23 @@ class Confusion:
 
 @final
 class Counts:
-    """Adds up what was seen. Predictions get better while a run goes on: the older half counts for half when rows double."""
+    """Counts rows in blocks. How classes are taken is judged when learning does not make it better any more.
 
-    def __init__(self) -> None:
+    Args:
+        samples: rows of a block.
+    """
+
+    def __init__(self, samples: int) -> None:
         self.classes: list[str] = []
-        self.confusion: list[list[int]] = []
+        self.confusion: list[list[int]] = []  # of the block under way, or of the one that is full
         self.rows = 0
-        self._halve_at = 4096
+        self._samples = samples
+        self._right: list[float] = []  # share of each block
 
-    def add(self, seen: Labels) -> None:
-        """Take what was seen."""
+    def add(self, seen: Labels) -> bool:
+        """Take what was seen; return whether a block is full."""
+        if self.rows >= self._samples:
+            self.confusion, self.rows = [[0] * len(self.classes) for _ in self.classes], 0
         for name in seen.classes:
             if name not in self.classes:
                 self.classes.append(name)
@@ -121,12 +129,17 @@ class Counts:
         self.confusion += [[0] * size for _ in range(size - len(self.confusion))]
         places = [self.classes.index(name) for name in seen.classes]
         for label, row in zip(places, seen.confusion, strict=True):
-            self._add_row(label, places, row)
-        if self.rows >= self._halve_at:
-            self.confusion = [[count // 2 for count in row] for row in self.confusion]
-            self.rows = sum(map(sum, self.confusion))
+            for place, count in zip(places, row, strict=True):
+                self.confusion[label][place] += count
+                self.rows += count
+        full = self.rows >= self._samples
+        if full:
+            self._right.append(sum(row[place] for place, row in enumerate(self.confusion)) / self.rows)
+        return full
 
-    def _add_row(self, label: int, places: Sequence[int], row: Sequence[int]) -> None:
-        for place, count in zip(places, row, strict=True):
-            self.confusion[label][place] += count
-            self.rows += count
+    def settled(self, seen: Labels) -> bool:
+        """Return whether the newest blocks are no better than those before: what is wrong by now stays wrong."""
+        if seen.final:
+            return True
+        newest, before = self._right[-_BLOCKS:], self._right[-2 * _BLOCKS : -_BLOCKS]
+        return len(before) == _BLOCKS and sum(newest) <= sum(before) + _BETTER * _BLOCKS

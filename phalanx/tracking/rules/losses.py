@@ -13,6 +13,7 @@ from typing import ClassVar, final
 from .course import Course, Noise
 from .seen import Step, goal_of, is_smooth, losses
 
+_FINER = 10  # a training loss that still learns may do so in small steps
 _WINDOWS = 5  # in which a loss must have come down at all
 
 
@@ -108,7 +109,7 @@ class Overtraining:
     Args:
         patience_train: evaluations in which the training loss has not improved on its best.
         patience_validation: evaluations in which the validation loss has not been as good as its best.
-        delta: what counts as better, and as worse, as a share of the best.
+        delta: share of its best by which the validation loss is worse; a tenth of it makes a better training loss.
     """
 
     watches: ClassVar[str] = "a validation loss has been worse than its best for long, and the training loss improves no more"
@@ -152,6 +153,6 @@ class Overtraining:
             return False
         value = total / number
         best, since = self._train_best.get(name, (value, 0))
-        better = value < best - self.delta * max(abs(best), 1e-12)
+        better = value < best - self.delta / _FINER * max(abs(best), 1e-12)
         self._train_best[name] = (value, 0) if better else (best, since + 1)
         return self._train_best[name][1] < self.patience_train

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from .seen import Step, Tensors, goal_of, losses
+from .seen import Step, Tensors, goal_of, losses, parted
 
 _GRADIENT = "train:grad_norm"
 _IN_A_ROW = 10  # steps
@@ -35,7 +35,7 @@ class ExplodingTensor:
         if isinstance(seen, Tensors):
             return self._tensors(seen)
         for name, value in seen.metrics.items():
-            if value is None and (name == _GRADIENT or goal_of(name.partition(":")[2], seen.goals) > 0):
+            if value is None and (name == _GRADIENT or goal_of(parted(name)[1], seen.goals) > 0):
                 return f"{name} is no finite number"
         if self.only_nan:
             return None

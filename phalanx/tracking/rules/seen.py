@@ -13,6 +13,7 @@ _LOSS = re.compile(
     r"(loss|nll|mse|msd|ssd|rmse|rmsle|mae|mape|mphe|logloss|cross_entropy|crossentropy|perplexity|deviance|error|objective|wquantileloss"
     r"|-cost|_cost|^cost|kl|elbo_loss|hinge)$"
 )
+_CHANNEL = re.compile(r"(train|training|validation|valid|val|eval)[:_/.-]", re.IGNORECASE)
 # Shares of rows: they move in jumps and come to stand at 0, so that one which stands still says nothing.
 _SHARES = re.compile(r"(error|merror)(@.*)?$")
 
@@ -62,6 +63,7 @@ class Labels:
     step: int
     classes: Sequence[str]
     confusion: Sequence[Sequence[int]]  # [label][prediction]
+    final: bool = False  # of what has been learnt to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +117,23 @@ def losses(seen: Step, channel: str) -> dict[str, float]:
 
     A metric is known by the goal that the algorithm declares, else by its name.
     """
-    prefix = f"{channel}:"
     found: dict[str, float] = {}
     for name, value in seen.metrics.items():
-        if value is not None and name.startswith(prefix):
-            short = name.removeprefix(prefix)
+        place, short = parted(name)
+        if value is not None and place == channel:
             goal = goal_of(short, seen.goals)
             if goal:
                 found[short] = goal * value
     return found
+
+
+@functools.cache
+def parted(name: str) -> tuple[str, str]:
+    """Return the channel of a metric, and its name there: "train:loss", "train_loss" and "loss" are ("train", "loss")."""
+    match = _CHANNEL.match(name)
+    if match is None:
+        return "train" if is_loss(name) and ":" not in name else "", name
+    return "train" if match[1].lower().startswith("train") else "validation", name[match.end() :]
 
 
 def goal_of(name: str, goals: Mapping[str, str]) -> float:

@@ -22,10 +22,8 @@ from phalanx.tracking.rules.seen import Labels, Seen, Step, Tensors, Tick, Trees
 from phalanx.tracking.watching import RuleWatch
 
 Metrics = Mapping[str, float | None]
-WEIGHT = {
-    **{"axes": 2, "zero": 0.0, "nan": 0, "inf": 0, "std": 0.05, "scale": 0.33},
-    **{"alike": False, "norm": 2.0, "change": 0.004, "same": False},
-}
+WEIGHT: dict[str, Any] = {"axes": 2, "zero": 0.0, "nan": 0, "inf": 0, "std": 0.05, "scale": 0.33}
+WEIGHT |= {"alike": False, "norm": 2.0, "change": 0.004, "same": False}
 GRADIENT = {"axes": 2, "mean_abs": 1e-3, "zero": 0.1, "spread": 0.01, "nan": 0, "inf": 0}
 ACTIVATION = {"kind": "relu", "active": [i / 100 for i in range(101)], "zero": 0.5}
 WINDOW = Window(
@@ -83,7 +81,7 @@ FLAT = _steps([{"train:loss": 0.7}] * 60)
 BAD: dict[str, list[Seen]] = {
     "all_zero": _looks(3, gradient={"zero": 1.0}),
     "class_imbalance": [Labels(1, ["no", "yes"], [[900, 5], [10, 20]])],
-    "confusion": [Labels(1, ["cat", "dog"], [[20, 180], [10, 290]])],
+    "confusion": [Labels(1, ["cat", "dog"], [[20, 180], [10, 290]], final=True)],
     "cpu_bottleneck": _windows(10, replace(WINDOW, compute=0.05, loading=0.95, data=0.0, communication=0.0, gpu=None)),
     "dead_relu": _looks(1, active={"active": [0.0] * 60 + [0.4] * 41}),
     "exploding_tensor": _steps([{"train:loss": 1.0}, {"train:loss": None}]),
@@ -163,6 +161,21 @@ def test_a_metric_that_should_rise_is_watched_as_it_is_declared() -> None:
     assert "validation:auc went from 0.9 to 0." in found[1]
 
 
+def test_metrics_are_known_however_they_are_written() -> None:
+    run = [{"train_loss": 1 / i} if odd else {"val_loss": abs(i - 5) + 1.5} for i in range(1, 20) for odd in (True, False)]
+    assert _fires("overfit", _steps(run)) is not None
+    assert _fires("exploding_tensor", _steps([{"loss": None}])) is not None
+    assert _fires("loss_not_decreasing", _steps([{"test:loss": 1.0}] * 60)) is None
+
+
+def test_a_printed_metric_is_watched_too(tmp_path: Path) -> None:
+    told: list[str] = []
+    watch = RuleWatch(["loss_not_decreasing"], tmp_path, told.append, told.append)
+    for step in range(1, 60):
+        watch.printed("train:nll", step, float(step), 2.0)
+    assert len(told) == 1
+
+
 def test_a_loss_that_grows_beyond_measure_explodes_before_it_is_infinite() -> None:
     assert _fires("exploding_tensor", _steps([{"train:loss": 3.0**i} for i in range(30)])) is not None
     assert _fires("exploding_tensor:only_nan=true", _steps([{"train:loss": 3.0**i} for i in range(30)])) is None
@@ -194,9 +207,23 @@ def test_the_slow_rank_is_named_also_among_three() -> None:
 
 
 def test_a_rare_class_that_is_hardly_recognised() -> None:
-    assert _fires("class_imbalance", [Labels(1, ["a", "b"], [[400, 0], [90, 10]])]) is not None
-    assert _fires("class_imbalance", [Labels(1, ["a", "b"], [[400, 0], [10, 90]])]) is None
-    assert _fires("confusion:dominance=0", [Labels(1, ["a", "b"], [[400, 0], [30, 70]])]) is not None
+    def fires(rule: str, missed: int) -> bool:
+        return _fires(rule, [Labels(1, ["a", "b"], [[400, 0], [missed, 100 - missed]], final=True)]) is not None
+
+    assert fires("class_imbalance", 90)
+    assert not fires("class_imbalance", 10)
+    assert fires("confusion:dominance=0", 30)
+    assert not fires("confusion", 30)
+
+
+def test_classes_are_judged_when_learning_has_come_to_an_end() -> None:
+    def run(right: Iterable[int]) -> list[Seen]:
+        return [Labels(step, ["a", "b"], [[300, 0], [200 - n, n]]) for step, n in enumerate(right)]
+
+    assert _fires("confusion", run([4 * n for n in range(40)])) is None  # learns to the end
+    found = _fires("confusion", run([min(60, 10 * n) for n in range(40)]))  # learns no longer
+    assert found is not None
+    assert 10 <= found[0] <= 20
 
 
 def test_counts_come_together_over_looks() -> None:
