@@ -58,7 +58,7 @@ class Observer:
         if kind not in self._kinds:
             return False
         last = self._looked.get(kind)
-        if last is None:
+        if last is None or step < last:  # nothing yet, or another training
             return True
         if self._every is not None:
             return step - last >= self._every

@@ -23,6 +23,7 @@ _KINDS: dict[Any, str] = {
 }
 _LEAST_ROWS = 128  # of a unit, before its share of them says something
 _QUANTILES = 101
+_MODULES = (torch.nn.ReLU, torch.nn.Tanh, torch.nn.Sigmoid)
 
 
 @dataclass(slots=True)
@@ -49,7 +50,7 @@ class Activity:
         self._root = module
         self._names = {id(part): name or "module" for name, part in module.named_modules()}
         self._bounds = bounds
-        self._stack: list[str] = []
+        self._stack: list[tuple[str, bool]] = []  # modules that are being called; whether each is an activation and no more
         self._calls: dict[str, int] = {}
         self._layers: dict[str, _Units] = {}
         self._mode: _Mode | None = None
@@ -87,9 +88,10 @@ class Activity:
 
     def look(self, kind: str, given: torch.Tensor, output: torch.Tensor) -> None:
         """Count a call."""
-        place = self._stack[-1] if self._stack else "module"
-        call = self._calls[f"{place} {kind}"] = self._calls.get(f"{place} {kind}", 0) + 1
-        name = place if call == 1 else f"{place} ({call})"
+        place, is_activation = self._stack[-1] if self._stack else ("module", False)
+        name = place if is_activation else f"{place}.{kind}"
+        call = self._calls[name] = self._calls.get(name, 0) + 1
+        name = name if call == 1 else f"{name} ({call})"
         with torch.no_grad():
             if kind == "relu":
                 active = output.detach() > 0
@@ -111,7 +113,8 @@ class Activity:
     def _enter(self, module: torch.nn.Module, inputs: Any) -> None:
         if module is self._root:
             self._calls.clear()
-        self._stack.append(self._names.get(id(module)) or (self._stack[-1] if self._stack else "module"))
+        name = self._names.get(id(module)) or (self._stack[-1][0] if self._stack else "module")
+        self._stack.append((name, isinstance(module, _MODULES)))
 
     def _leave(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if self._stack:

@@ -2,8 +2,9 @@
 
 They are taken around the optimizer's step, through its hooks, so that they are the same for every strategy: what a strategy's
 optimizer holds is what is looked at. Ranks that hold the same replica leave it to rank 0. Sharded ones each look at their own
-part; the flat parts of ZeRO have no names of layers, and a pipeline's ranks see their own layers, without classes. Nothing is
-exchanged between ranks for it. Tensors are looked at in 16,384 entries, evenly spaced, and as a whole for what is not finite.
+part; the flat parts of ZeRO have no names of layers (and ZeRO 3 keeps them to itself: only activations are seen), and a
+pipeline's ranks see their own layers, without classes. Nothing is exchanged between ranks for it. Tensors are looked at in
+16,384 entries, evenly spaced, and as a whole for what is not finite.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ class Statistics:
         if self._tensors and compiled and self._observer.rank == 0:
             print("note: torch.compile hides activations from rules: dead_relu and saturated_activation see none", flush=True)
         if self._tensors and strategy.startswith("zero") and self._observer.rank == 0:
-            print("note: rules on weights and gradients see ZeRO's flat parts, which have no layers' names", flush=True)
+            hidden = (
+                "do not see those of zero3" if strategy == "zero3" else "see ZeRO's flat parts, which have no layers' names"
+            )
+            print(f"note: rules on weights and gradients {hidden}", flush=True)
 
     @contextmanager
     def looking(self, step: int, micro_batches: Sequence[MicroBatch]) -> Iterator[None]:
