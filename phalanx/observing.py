@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
-SHARE = 0.01  # of the time that looks of one kind may cost
-_CREDIT_SECONDS = 0.1  # that they may cost beyond it at the start, when most goes wrong
+SHARE = 0.0075  # of the time that looks of one kind may cost
+_CREDIT_SECONDS = 0.05  # that they may cost beyond it at the start, when most goes wrong
 _LEAST_STEPS = 10  # between two looks; at tensors in the first steps fewer
 
 
@@ -79,6 +79,10 @@ class Observer:
         """Note a look and what it cost."""
         self._looked[kind] = step
         self._spent[kind] = self._spent.get(kind, 0.0) + seconds
+
+    def spent(self, kind: str) -> float:
+        """Return the seconds that looks of a kind have cost."""
+        return self._spent.get(kind, 0.0)
 
     def tell(self, kind: str, seen: Mapping[str, Any]) -> None:
         """Send what was seen."""

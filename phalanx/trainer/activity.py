@@ -63,14 +63,10 @@ class Activity:
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),
         ]
-        self._mode = _Mode(self)
-        self._mode.__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        if self._mode is not None:
-            self._mode.__exit__(*error)  # type: ignore[no-untyped-call]
-            self._mode = None
+        self._end()
         for hook in self._hooks:
             hook.remove()
 
@@ -111,6 +107,9 @@ class Activity:
         units.rows, units.zeros, units.looks = units.rows + rows, units.zeros + zero, units.looks + 1
 
     def _enter(self, module: torch.nn.Module, inputs: Any) -> None:
+        if not self._stack and self._mode is None:  # only within forward passes: other code is not slowed
+            self._mode = _Mode(self)
+            self._mode.__enter__()  # type: ignore[no-untyped-call]
         if module is self._root:
             self._calls.clear()
         name = self._names.get(id(module)) or (self._stack[-1][0] if self._stack else "module")
@@ -119,6 +118,13 @@ class Activity:
     def _leave(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:
         if self._stack:
             self._stack.pop()
+        if not self._stack:
+            self._end()
+
+    def _end(self) -> None:
+        if self._mode is not None:
+            self._mode.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self._mode = None
 
 
 @final
