@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
-SHARE = 0.0075  # of the time that looks of one kind may cost
+SHARE = 0.0075  # of the time that looks may cost
 _CREDIT_SECONDS = 0.05  # that they may cost beyond it at the start, when most goes wrong
-_LEAST_STEPS = 10  # between two looks; at tensors in the first steps fewer
+_APART = {"tensors": 10, "labels": 20, "trees": 10}  # steps between two looks at least; at tensors fewer in the first steps
 
 
 @final
@@ -62,9 +62,10 @@ class Observer:
             return True
         if self._every is not None:
             return step - last >= self._every
-        allowed = _CREDIT_SECONDS + SHARE * (self._clock() - self._begun)
-        apart = min(_LEAST_STEPS, max(1, last // 3)) if kind == "tensors" else _LEAST_STEPS
-        return step - last >= apart and self._spent[kind] <= allowed
+        apart = min(_APART[kind], max(1, last // 3)) if kind == "tensors" else _APART[kind]
+        if step - last < apart:
+            return False
+        return sum(self._spent.values()) <= _CREDIT_SECONDS + SHARE * (self._clock() - self._begun)
 
     @contextmanager
     def looking(self, kind: str, step: int) -> Iterator[None]:

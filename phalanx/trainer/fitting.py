@@ -141,8 +141,7 @@ class Fit:
     def _step(self, micro_batches: list[MicroBatch]) -> StepOutput:
         try:
             if self.statistics is not None:
-                with self.statistics.looking(self.progress.step + 1, micro_batches):
-                    return self.replica.train_step(micro_batches)
+                return self.statistics.step(self.progress.step + 1, micro_batches, self.replica.train_step)
             return self.replica.train_step(micro_batches)
         except AlgorithmError as error:
             error.message = f"step {self.progress.step + 1}: {error.message}"

@@ -10,15 +10,15 @@ pipeline's ranks see their own layers, without classes. Nothing is exchanged bet
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 
 from .. import observing
-from ..contracts import MicroBatch, Replica
+from ..contracts import MicroBatch, Replica, StepOutput
 from .activity import Activity
 from .counting import confusion
 
@@ -69,17 +69,18 @@ class Statistics:
             )
             print(f"note: rules on weights and gradients {hidden}", flush=True)
 
-    @contextmanager
-    def looking(self, step: int, micro_batches: Sequence[MicroBatch]) -> Iterator[None]:
-        """Around the step with this number: look at it if its turn has come."""
+    def step(
+        self, step: int, micro_batches: Sequence[MicroBatch], train_step: Callable[[Sequence[MicroBatch]], StepOutput]
+    ) -> StepOutput:
+        """Do the step with this number; look at it if its turn has come."""
         tensors = self._tensors and self._observer.due("tensors", step)
         labels = self._labels and self._observer.due("labels", step)
         begun = time.perf_counter()
         if not (tensors or labels):
-            yield
+            output = train_step(micro_batches)
             took = time.perf_counter() - begun
             self._usual = took if self._usual is None else 0.9 * self._usual + 0.1 * took
-            return
+            return output
         with ExitStack() as stack:
             outputs: list[torch.Tensor] = []
             if labels:
@@ -90,7 +91,7 @@ class Statistics:
                 stack.callback(self._replica.optimizer.register_step_post_hook(look.after).remove)
                 if self._activity is not None:
                     stack.enter_context(self._activity)
-            yield
+            output = train_step(micro_batches)
         if tensors:
             self._observer.tell("tensors", look.read(self._observer.rank, self._activity))
         found = confusion(outputs, [micro.target for micro in micro_batches]) if labels else None
@@ -101,6 +102,8 @@ class Statistics:
         for kind, done in (("tensors", tensors), ("labels", labels)):
             if done:
                 self._observer.cost(kind, step, spent)
+                spent = 0.0  # of both, where both were looked at
+        return output
 
     def named(self, number: int, parameter: torch.Tensor) -> _Named:
         """Return what is known of a parameter of the optimizer."""

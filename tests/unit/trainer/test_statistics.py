@@ -145,7 +145,7 @@ def test_looks_come_early_and_then_every_ten_steps_where_they_cost_little() -> N
                 observer.cost(kind, step, 0.0)
     assert looked["tensors"][:6] == [1, 2, 3, 4, 5, 6]
     assert looked["tensors"][-1] - looked["tensors"][-2] == 10
-    assert looked["labels"] == list(range(1, 101, 10))
+    assert looked["labels"] == list(range(1, 101, 20))
 
 
 def test_plain_calls_and_images_are_seen() -> None:
