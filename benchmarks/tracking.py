@@ -131,10 +131,13 @@ def trainer_cost(name: str, seconds: float, folder: Path, *, tensors_only: bool)
     cost = observer.spent("tensors") / max(1, len(looks))
     done = len(ratios) * steps
     step = totals[0] / done
+    watcher = "rules on tensors" if tensors_only else "all rules"
+    ratio, share = totals[1] / totals[0], cost / step
+    between = f"{done / max(1, len(looks)):.0f}"
     return [
-        name, "rules on tensors" if tensors_only else "all rules", f"{1e3 * step:.2f}", totals[1] / totals[0], statistics.median(ratios), f"{done / max(1, len(looks)):.0f}",
-        f"{cost / step:.2f}", f"{100 * cost / step / 500:.2f} %",
-    ]  # fmt: skip
+        *(name, watcher, f"{1e3 * step:.2f}", ratio, statistics.median(ratios)),
+        *(between, f"{share:.2f}", f"{share / 5:.2f} %"),
+    ]
 
 
 def job_costs(rounds: int, folder: Path) -> list[list[object]]:
