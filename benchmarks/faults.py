@@ -92,8 +92,6 @@ def main() -> None:
         counts: dict[str, Counter[str]] = {kind: Counter() for kind in arguments.kinds}
         for case in range(arguments.cases):
             kind, workers, place = draw.choice(arguments.kinds), draw.choice([1, 2, 2, 3, 4]), draw.choice(arguments.places)
-            if kind.startswith(("script:zero2", "script:fsdp")):
-                workers = 2
             if (kind, workers) not in wholes:
                 name = f"whole-{len(wholes)}"
                 begun = time.monotonic()

@@ -195,8 +195,9 @@ class _Run:
         self._progress.started(request.name, f"{request.work.label} on {workers}, to {storage.redact(request.url)}")
         try:
             with stopping_on_signals(self._stop):
-                with Housekeeping(self._record, self._on_line, self._asked), self._rules:
+                with Housekeeping(self._record, self._on_line, self._asked, request.work.keep), self._rules:
                     outcome = self._supervise()
+                    self._keep_last()
                     artifact = self._publish(outcome)
                 request.work.ended()
             error, secondary = outcome.error, outcome.secondary_status
@@ -321,6 +322,14 @@ class _Run:
         if folder is not None or not stopped:
             self._publish_output(work.output(outcome.restarts))
         return target
+
+    def _keep_last(self) -> None:
+        """Keep the rest of a script's files; a model that is there is published even where that fails."""
+        try:
+            self._request.work.keep(last=True)
+        except PhalanxError as error:
+            why = storage.redact(error.message)
+            self._progress.status("Uploading", f"the last files of session.checkpoints were not kept: {why}")
 
     def _publish_output(self, folder: Path) -> None:
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):

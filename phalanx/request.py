@@ -18,6 +18,7 @@ from .data.channel import Channel
 from .errors import UserError, nearest
 from .launch.interruptions import InterruptionSource, source_of
 from .launch.local import LocalLauncher
+from .scripts.kept import kept_url
 from .spot import Spot
 from .tracking.rules import rules_of
 from .work import AlgorithmWork, ScriptWork, Work
@@ -131,6 +132,11 @@ def claimed(job: TrainingJob, request: Request) -> Mapping[str, Any] | None:
             raise UserError(
                 f"there are checkpoints of a job '{request.name}' at {storage.redact(job.checkpoints)} (newest: step "
                 f"{found[0].step}): go on from them with resume, or give another name or place"
+            )
+        if job.script is not None and storage.sizes_below(kept_url(request.checkpoints["url"], request.name)):
+            raise UserError(
+                f"there are files that a script of a job '{request.name}' kept at {storage.redact(job.checkpoints)}: go on "
+                "from them with resume, or give another name or place"
             )
     return earlier
 

@@ -35,6 +35,7 @@ _PART = 16 << 20  # bytes that one request to a storage asks for
 _PARTS_AT_ONCE = 8
 _SLOWEST = 1 << 20  # bytes/s that a storage must move not to be given up
 _PATIENCE_S = 60.0
+_LISTING_PATIENCE_S = 300.0  # a million files are a thousand requests
 _S3_PART = 50 << 20  # s3fs sends what is shorter than two of its parts in one request
 _MAX_MEMBERS = 100_000
 _SKIPPED = ("_SUCCESS",)
@@ -89,13 +90,13 @@ def list_files(url: str) -> list[File]:
     fs, path = _filesystem(url)
     with _translated(url):
         if any(c in path for c in "*?["):
-            found = [p for p in fs.glob(path) if not fs.isdir(p)]
+            found = {p: about for p, about in fs.glob(path, detail=True).items() if about.get("type") != "directory"}
         elif fs.isfile(path):
             return [File(url, int(fs.size(path) or 0))]
         else:
-            found = fs.find(path)
+            found = fs.find(path, detail=True, **_patience(fs, _LISTING_PATIENCE_S))
         kept = sorted(p for p in found if _is_data(str(p)[len(path.rstrip("/")) :] if str(p).startswith(path) else str(p)))
-        files = [File(fs.unstrip_protocol(p), int(fs.size(p) or 0)) for p in kept]
+        files = [File(fs.unstrip_protocol(p), int(found[p].get("size") or 0)) for p in kept]
     if not files:
         raise UserError(f"there is no file at {redact(url)}; give a file, a folder or a glob that exists")
     return files
@@ -329,6 +330,11 @@ def _filesystem(url: str) -> tuple[Any, str]:
     return fs, cast(str, path)
 
 
+def _patience(fs: Any, seconds: float) -> dict[str, float]:
+    """Return how to tell a file system to give up after so long; those without asyncio cannot be told."""
+    return {"timeout": seconds} if getattr(fs, "async_impl", False) else {}
+
+
 class _translated:
     """Turns what storages raise into our kinds: what is not there is the user's, what does not answer the platform's."""
 
@@ -477,7 +483,7 @@ def sizes_below(url: str) -> dict[str, int]:
     with _translated(url):
         fs.invalidate_cache()
         try:
-            found = fs.find(root, detail=True)
+            found = fs.find(root, detail=True, **_patience(fs, _LISTING_PATIENCE_S))
         except FileNotFoundError:
             return {}
     return {str(name)[len(root) :].lstrip("/"): int(info.get("size") or 0) for name, info in found.items()}
@@ -494,7 +500,7 @@ def read_exactly(url: str, size: int) -> Array:
         if is_local(url):
             return _read_local(local_path(url), size)
         fs, path = _filesystem(url)
-        options = {"timeout": _PATIENCE_S + size / _SLOWEST} if getattr(fs, "async_impl", False) else {}
+        options = _patience(fs, _PATIENCE_S + size / _SLOWEST)
         if size <= _PART:
             return _sized(url, np.frombuffer(bytearray(fs.cat_file(path, **options)), dtype=np.uint8), size)
         buffer = np.empty(size, dtype=np.uint8)

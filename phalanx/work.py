@@ -18,6 +18,7 @@ from .errors import UserError
 from .parallel.strategies import STRATEGIES, parsed
 from .scripts import artifact, source
 from .scripts.forked import may_fork
+from .scripts.kept import KeptFiles, kept_url
 from .scripts.metrics import Keep, Scraper, definitions
 from .scripts.plan import Folders, Plan
 from .scripts.variables import decoded
@@ -81,6 +82,10 @@ class Work(Protocol):
 
     def on_line(self, rank: int, line: str) -> None:
         """Take note of what a worker printed; called from the thread that tails the logs."""
+        ...
+
+    def keep(self, *, last: bool = False) -> None:
+        """Bring what must outlive this machine to where it is kept; called every few seconds from another thread, and last."""
         ...
 
     def ended(self) -> None:
@@ -159,6 +164,9 @@ class AlgorithmWork:
     def on_line(self, rank: int, line: str) -> None:
         """See `Work`."""
 
+    def keep(self, *, last: bool = False) -> None:
+        """See `Work`. Workers save what an algorithm needs."""
+
     def ended(self) -> None:
         """See `Work`."""
 
@@ -210,6 +218,7 @@ class ScriptWork:
         self._strategy = _strategy(strategy)
         self._wanted = definitions(metric_definitions)
         self._scraper = Scraper((), lambda name, step, when, value: None)
+        self._kept: KeptFiles | None = None
         self._inputs = {name: _anywhere(channel) for name, channel in inputs.items()}
         self._variables = list(variables)
         self._scratch = Path()
@@ -242,6 +251,9 @@ class ScriptWork:
         self._seed = int(job["seed"])
         self._scraper = Scraper(self._wanted, keep)
         folders = Folders(scratch, 0)
+        if job["checkpoints"] is not None:
+            self._kept = KeptFiles(folders.checkpoints, kept_url(job["checkpoints"]["url"], job["name"]))
+            self._kept.begin()
         self._code = source.copy(self._source, folders.code, leave_out=output)
         Plan(
             job=job["name"],
@@ -275,6 +287,11 @@ class ScriptWork:
     def on_line(self, rank: int, line: str) -> None:
         """See `Work`."""
         self._scraper.line(rank, line)
+
+    def keep(self, *, last: bool = False) -> None:
+        """See `Work`."""
+        if self._kept is not None:
+            (self._kept.end if last else self._kept.keep)()
 
     def ended(self) -> None:
         """See `Work`."""

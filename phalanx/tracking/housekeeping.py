@@ -53,11 +53,19 @@ class Housekeeping:
         record: the job's.
         show: is given every line that a rank writes.
         stop: called once when the job's folder asks it to stop.
+        keep: called whenever the record is synced.
     """
 
-    def __init__(self, record: JobRecord, show: Callable[[int, str], None], stop: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        record: JobRecord,
+        show: Callable[[int, str], None],
+        stop: Callable[[], None] = lambda: None,
+        keep: Callable[[], None] = lambda: None,
+    ) -> None:
         self._record = record
         self._stop = stop
+        self._keep = keep
         self._begun = time.time()
         self._look_every = STOP_SECONDS if storage.is_local(record.url) else SYNC_SECONDS
         self._tail = LogTail(record.logs, show)
@@ -83,6 +91,7 @@ class Housekeeping:
             if time.monotonic() >= due:
                 try:
                     self._record.sync()
+                    self._keep()
                 except PhalanxError as error:  # tried again at the next interval, and at the end, where it counts
                     self._tail_note(str(error))
                 due = time.monotonic() + SYNC_SECONDS

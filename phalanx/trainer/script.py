@@ -84,6 +84,7 @@ class ScriptSession:
             stop_requested=stop.is_set,
             saver=_saver(world),
             measuring=_measuring(world),
+            keeps_state=True,
         )
 
     def channel_folder(self, name: str) -> Path:

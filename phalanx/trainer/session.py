@@ -34,6 +34,7 @@ class WorkerSession:
         stop_requested: whether this rank has been told to stop.
         saver: takes the job's checkpoints; None: there are none.
         measuring: is told of every step; None: nothing is measured.
+        keeps_state: the one who reports may have state of its own, and go on from any step without `restore`.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class WorkerSession:
         stop_requested: Callable[[], bool],
         saver: Saver | None = None,
         measuring: Measuring | None = None,
+        keeps_state: bool = False,
     ) -> None:
         self.world = world
         self.channels = channels
@@ -60,6 +62,7 @@ class WorkerSession:
         self._stop_requested = stop_requested
         self._saver = saver
         self._measuring = measuring
+        self._may_go_on = keeps_state
         self._last_step = 0
         self._next_vote = 0
         self._voted_at, self._voted_step = time.monotonic(), 0
@@ -69,10 +72,19 @@ class WorkerSession:
         if self._saver is not None:
             self._last_step = self._saver.restore(parts)
             self._next_vote = self._voted_step = self._last_step
+            self._may_go_on = False
         return self._last_step
+
+    def _go_on_after(self, step: int) -> None:
+        self._last_step = self._next_vote = self._voted_step = step
+        if self.world.rank == 0:
+            self._send({"kind": "restored", "step": step, "passed_over": []})
 
     def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0, of: int | None = None) -> None:
         """Collective. See `contracts.Session.report`."""
+        if self._may_go_on and step > 1:
+            self._go_on_after(step - 1)
+        self._may_go_on = False
         if step != self._last_step + 1:
             raise AlgorithmError(
                 f"step {step} was reported after step {self._last_step}; steps are reported once each, in order"

@@ -13,11 +13,12 @@ from typing import Any
 import moto_s3
 import pytest
 
+from phalanx import storage
 from phalanx.checkpoint.place import StoragePlace
 from phalanx.checkpoint.policy import Retention
 from phalanx.checkpoint.store import CheckpointStore
 from phalanx.contracts import Collective
-from phalanx.errors import PhalanxError
+from phalanx.errors import PhalanxError, PlatformError
 from phalanx.parallel.collective import Solo
 from phalanx.parallel.threads import run_threads
 from phalanx.testing.store_checks import Part, example_state, restored_step, save_steps
@@ -35,6 +36,7 @@ class Trouble:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self.let_go = threading.Event()  # those that hang
         self.set(0, "500")
 
     def set(self, at: int, kind: str, *, lasting: bool = False, after: bool = False) -> None:
@@ -65,6 +67,9 @@ class Trouble:
         if kind == "cut":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
             raise ConnectionError("cut")
+        if kind == "hang":
+            self.let_go.wait()
+            raise ConnectionError("given up")
         if kind == "half an answer":
             start_response("200 OK", [("Content-Length", "1000000")])
             return [b"<?xml"]
@@ -191,3 +196,18 @@ def test_one_rank_of_two(url: str, trouble: Trouble, case: Callable[[], None], k
         assert len(steps) == 1
         assert 1 + at in steps or told[0]
         case()
+
+
+@pytest.mark.parametrize("call", ["newest", "channel"])
+def test_a_listing_that_hangs_is_given_up(url: str, trouble: Trouble, monkeypatch: pytest.MonkeyPatch, call: str) -> None:
+    save_steps(StoragePlace(url), Solo(), range(1, 2))
+    monkeypatch.setattr(storage, "_LISTING_PATIENCE_S", 0.3)
+    trouble.set(1 if call == "newest" else 2, "hang", lasting=True)  # a channel's URL is looked at first: is it a file?
+    try:
+        with pytest.raises(PlatformError, match="Timeout"):
+            storage.sizes_below(url) if call == "newest" else storage.list_files(url)
+        assert trouble.fired
+    finally:
+        trouble.let_go.set()
+        trouble.set(0, "500")
+    assert restored_step(StoragePlace(url), Solo(), 1) == 1
