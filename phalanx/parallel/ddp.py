@@ -72,9 +72,9 @@ class _Counted(torch.nn.Module):
     `total` is a parameter of value 0 that is multiplied with the loss: its gradient is the loss, and averaged as all are.
     """
 
-    def __init__(self, objective: Objective, like: torch.Tensor) -> None:
+    def __init__(self, objective: Objective, like: torch.Tensor, *, compiled: bool) -> None:
         super().__init__()
-        self.objective = objective
+        self.objective: Any = torch.compile(objective) if compiled else objective
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         self.total = torch.nn.Parameter(torch.zeros(1, dtype=dtype, device=like.device))
         self.given: list[tuple[torch.nn.Parameter, torch.Tensor]] = []  # gradients that a backward pass is to come to
@@ -107,18 +107,17 @@ class DataParallelReplica:
         if recipe.activation_checkpointing:
             checkpointing.apply(self._module)
         self._objective = Objective(recipe)
-        self._counted = _Counted(self._objective, self._parameters[0])
+        self._counted = _Counted(self._objective, self._parameters[0], compiled=recipe.compile)
         self._optimizer = recipe.make_optimizer(self._parameters)
         self._scaler = scaler_for(recipe)
         self._total = self._counted.total
-        self._compiled: Any = torch.compile(self._counted) if recipe.compile else self._counted
         self._wrapped: Any = None  # none is needed on one rank, and in the first step where unused parameters are looked for
         if world.size > 1:
             ensure_default_group(world, recipe.device)
             broadcast_module(self._module)
             if options.find_unused_parameters != "auto":
                 self._wrapped = self._wrap(find_unused=options.find_unused_parameters)
-                if not recipe.compile and not options.find_unused_parameters:
+                if not options.find_unused_parameters:
                     self._reduce([(p, torch.zeros_like(p)) for p in [*self._parameters, self._total]])
                     self._forget()
 
@@ -190,7 +189,7 @@ class DataParallelReplica:
     def _loss(self, micro: MicroBatch) -> torch.Tensor:
         try:
             with autocast(self._recipe):
-                found: torch.Tensor = (self._wrapped or self._compiled)(
+                found: torch.Tensor = (self._wrapped or self._counted)(
                     micro.inputs, micro.target, micro.weight * self.data_size
                 )
                 return found
@@ -204,7 +203,7 @@ class DataParallelReplica:
 
     def _wrap(self, *, find_unused: bool) -> DistributedDataParallel:
         return DistributedDataParallel(
-            self._compiled,
+            self._counted,
             bucket_cap_mb=self._options.bucket_mb,
             find_unused_parameters=find_unused,
             gradient_as_bucket_view=True,
@@ -264,7 +263,7 @@ class DataParallelReplica:
         ]
         find_unused = not bool(everywhere.all())
         self._wrapped = self._wrap(find_unused=find_unused)
-        if self._recipe.compile or any(gradient.is_sparse for _, gradient in found):
+        if any(gradient.is_sparse for _, gradient in found):
             for parameter, gradient in found:
                 dist.all_reduce(gradient)
                 parameter.grad = gradient.div_(self.data_size)

@@ -110,9 +110,10 @@ trainer.export()
 """
 
 
-def test_the_gradients_of_four_ranks_are_added_as_before(case: Callable[[], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_gradients_of_four_ranks_are_added_as_before(compiled: bool, case: Callable[[], None], tmp_path: Path) -> None:
     """With three ranks and more the order of addition matters: it must not depend on when an attempt began."""
-    (tmp_path / "train.py").write_text(SCRIPT)
+    (tmp_path / "train.py").write_text(SCRIPT.replace("optimizer=", "compile=True, optimizer=") if compiled else SCRIPT)
 
     def made(name: str, progress: Killer | bool) -> bytes:
         phalanx.TrainingJob(
