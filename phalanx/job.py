@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, final
 
-from . import environment, storage
+from . import archive, environment, storage
 from .contracts import Event, Launcher, WorkerSpec
 from .data.channel import Channel
 from .errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
@@ -315,10 +315,10 @@ class _Run:
         self._progress.status("Uploading", "")
         folder = work.model(outcome.restarts, stopped=stopped)
         if folder is not None:
-            archive = self._scratch / "model.tar.gz"
-            storage.pack(folder, archive)
+            packed = self._scratch / "model.tar.gz"
+            archive.pack(folder, packed)
             target = storage.join(self._request.url, "model.tar.gz")
-            storage.put_file(archive, target)
+            storage.put_file(packed, target)
         if folder is not None or not stopped:
             self._publish_output(work.output(outcome.restarts))
         return target

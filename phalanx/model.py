@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self, final
 
 import numpy as np
 
-from . import registry, storage
+from . import archive, registry, storage
 from .contracts import Array, Csr, Features, Records
 from .data.requests import ResponseWriter, read_requests
 from .errors import UserError
@@ -89,7 +89,7 @@ def load(artifact: str | Path) -> Model:
     folder = tempfile.TemporaryDirectory(prefix="phalanx-model-")
     kept = False
     try:
-        names = storage.unpack(url, Path(folder.name))
+        names = archive.unpack(url, Path(folder.name))
         if MODEL_CARD not in names:
             raise UserError(f"{storage.redact(url)} holds no {MODEL_CARD}: it is no artifact of Phalanx")
         card = _read_card(Path(folder.name) / MODEL_CARD, url)

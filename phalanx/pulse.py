@@ -18,8 +18,11 @@ from types import FrameType
 from typing import Any, final
 
 KIND = "alive"
-_IDLE = 0.2  # cores: a process that uses less while it is in one of the places below waits for its peers
-_PLACES = ("/torch/distributed/", "/torch/autograd/", "/torch/nn/parallel/", "/deepspeed/", "/xgboost/", "/phalanx/parallel/")
+_IDLE = 0.2  # cores: a process that uses less while it is in one of the meeting places waits for its peers
+MEETING_PLACES = (  # code in which ranks wait for each other
+    *("/torch/distributed/", "/torch/autograd/", "/torch/nn/parallel/"),
+    *("/deepspeed/", "/horovod/", "/xgboost/", "/phalanx/parallel/"),
+)
 
 
 @final
@@ -141,7 +144,7 @@ def _place(frame: FrameType | None) -> str | None:
     if frame is None:
         return None
     code = frame.f_code
-    for place in _PLACES:
+    for place in MEETING_PLACES:
         if place in code.co_filename:
             return f"{code.co_name} ({place.strip('/').replace('/', '.')})"
     return None

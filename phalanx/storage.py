@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import gzip
 import hashlib
 import io
 import json
@@ -16,7 +15,6 @@ import os
 import re
 import secrets
 import shutil
-import tarfile
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,7 +35,6 @@ _SLOWEST = 1 << 20  # bytes/s that a storage must move not to be given up
 _PATIENCE_S = 60.0
 _LISTING_PATIENCE_S = 300.0  # a million files are a thousand requests
 _S3_PART = 50 << 20  # s3fs sends what is shorter than two of its parts in one request
-_MAX_MEMBERS = 100_000
 _SKIPPED = ("_SUCCESS",)
 _USERINFO = re.compile(r"(?<=://)[^/@\s]+@")
 _QUERY = re.compile(r"([?&;][\w.%-]*(?:sig|signature|token|key|secret|password|credential)[\w.%-]*=)[^&;\s'\"]+", re.IGNORECASE)
@@ -90,7 +87,11 @@ def list_files(url: str) -> list[File]:
     fs, path = _filesystem(url)
     with _translated(url):
         if any(c in path for c in "*?["):
-            found = {p: about for p, about in fs.glob(path, detail=True).items() if about.get("type") != "directory"}
+            found = {
+                p: about
+                for p, about in fs.glob(path, detail=True, **_patience(fs, _LISTING_PATIENCE_S)).items()
+                if about.get("type") != "directory"
+            }
         elif fs.isfile(path):
             return [File(url, int(fs.size(path) or 0))]
         else:
@@ -138,11 +139,21 @@ def fetch(files: Sequence[File], folder: Path) -> list[File]:
     targets = fetched(files, folder)
     for file, target in zip(files, targets, strict=True):
         if not is_local(file.url):
-            path = Path(target.url)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with open_reader(file.url) as source, path.open("wb") as sink, _translated(file.url):
-                shutil.copyfileobj(source, sink, _CHUNK)
+            download(file.url, Path(target.url))
     return targets
+
+
+def download(url: str, path: Path) -> None:
+    """Copy the file at `url` to a local path, whose folders are made.
+
+    Raises:
+        UserError: there is no such file, or it may not be read.
+        PlatformError: the storage does not answer.
+    """
+    with open_reader(url) as source:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as sink, _translated(url):
+            shutil.copyfileobj(source, sink, _CHUNK)
 
 
 def fingerprint(files: Sequence[File]) -> str:
@@ -212,80 +223,6 @@ def remove(url: str) -> None:
     with _translated(url):
         if fs.exists(path):
             fs.rm_file(path)
-
-
-def pack(folder: Path, archive: Path) -> None:
-    """Write `folder` as a tar.gz whose bytes depend on the files' names and contents alone (entries sorted, times 0)."""
-    partial = archive.with_name(f".{archive.name}.partial")
-    with (
-        partial.open("wb") as raw,
-        gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
-    ):
-        for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-            info = tarfile.TarInfo(path.relative_to(folder).as_posix())
-            info.size = path.stat().st_size
-            info.mode = 0o644
-            with path.open("rb") as source:
-                tar.addfile(info, source)
-    os.replace(partial, archive)
-
-
-def unpack(url: str, folder: Path, *, max_bytes: int = 1 << 38) -> list[str]:
-    """Unpack the tar.gz at `url` into `folder`; return the names. Only plain files and folders, only below `folder`.
-
-    Raises:
-        UserError: no such archive, it is damaged, or it holds something an artifact never holds (absolute paths, `..`, links,
-            devices, more than `max_bytes`).
-    """
-    names: list[str] = []
-    total = 0
-    with open_reader(url) as raw:
-        try:
-            with tarfile.open(fileobj=raw, mode="r:gz") as tar:
-                for member in tar:
-                    _refuse_unsafe(member, url)
-                    total += member.size
-                    if total > max_bytes or len(names) >= _MAX_MEMBERS:
-                        raise UserError(
-                            f"{redact(url)} unpacks to more than {max_bytes} bytes or {_MAX_MEMBERS} files: refused"
-                        )
-                    target = folder / member.name
-                    if member.isdir():
-                        target.mkdir(parents=True, exist_ok=True)
-                        continue
-                    _copy_member(tar, member, target)
-                    names.append(member.name)
-        except (tarfile.TarError, EOFError, OSError, ValueError, OverflowError) as error:
-            raise UserError(f"{redact(url)} is not a readable tar.gz archive: {error}") from None
-        except (UserError, PlatformError):
-            raise
-        except Exception as error:  # zlib.error, struct.error: whatever a hostile header sets off
-            raise UserError(f"{redact(url)} is damaged: {error}") from None
-    return names
-
-
-def _copy_member(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
-    source = tar.extractfile(member)
-    if source is None:
-        raise tarfile.TarError(f"{member.name} has no content")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with source, target.open("wb") as sink:
-        shutil.copyfileobj(source, sink, _CHUNK)
-    if target.stat().st_size != member.size:
-        raise tarfile.TarError(f"{member.name} is cut short")
-
-
-def _refuse_unsafe(member: tarfile.TarInfo, url: str) -> None:
-    path = PurePosixPath(member.name)
-    if (
-        not (member.isfile() or member.isdir())
-        or path.is_absolute()
-        or ".." in path.parts
-        or "\\" in member.name
-        or "\0" in member.name
-    ):
-        raise UserError(f"{redact(url)} holds '{member.name}', which is no plain file below the archive's own folder: refused")
 
 
 def _list_local(path: Path) -> list[File]:
@@ -426,7 +363,7 @@ def read_json(url: str) -> Any:
 def fetch_file(url: str, path: Path) -> None:
     """Copy a file to a local path; nothing where there is none."""
     with contextlib.suppress(UserError):
-        path.write_bytes(read_bytes(url))
+        download(url, path)
 
 
 @contextmanager

@@ -267,6 +267,7 @@ class ScriptWork:
             strategy=self._strategy,
             variables=self._variables,
             requirements=self._source.requirements,
+            checkpoints=str(self._kept.folder if self._kept is not None else folders.checkpoints),
         ).write(folders.plan)
         self._may_fork = bool(job["restarts"]) and may_fork(self._variables, self._source.requirements)
         command = [sys.executable, "-P", "-m", "phalanx.scripts.start", str(scratch)]

@@ -6,6 +6,7 @@ seconds and once at the end, and copied back when the job is resumed.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from typing import final
@@ -25,12 +26,16 @@ class KeptFiles:
     """Files of a script's job that are kept.
 
     Args:
-        folder: as the script sees it; not there yet.
+        scratch: a folder of this machine for them, which is not there yet; used where `url` is elsewhere.
         url: where they are kept.
+
+    Attributes:
+        folder: as the script sees it.
     """
 
-    def __init__(self, folder: Path, url: str) -> None:
-        self._folder = folder
+    def __init__(self, scratch: Path, url: str) -> None:
+        self._is_local = storage.is_local(url)
+        self.folder = storage.local_path(url) if self._is_local else scratch
         self._url = url
         self._copied: dict[str, tuple[int, int]] = {}  # name -> size and time of change of what is kept
         self._lock = threading.Lock()
@@ -39,18 +44,14 @@ class KeptFiles:
         """Make the folder, with the files that are kept already in it.
 
         Raises:
+            UserError: a file may not be read.
             PlatformError: the storage does not answer.
         """
-        if storage.is_local(self._url):
-            place = storage.local_path(self._url)
-            place.mkdir(parents=True, exist_ok=True)
-            self._folder.symlink_to(place, target_is_directory=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._is_local:
             return
-        self._folder.mkdir(parents=True)
         for name in storage.sizes_below(self._url):
-            path = self._folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            storage.fetch_file(storage.join(self._url, name), path)
+            storage.download(storage.join(self._url, name), self.folder / name)
         self._copied = self._seen()
 
     def keep(self) -> None:
@@ -59,7 +60,7 @@ class KeptFiles:
         Raises:
             PlatformError: the storage does not answer.
         """
-        if storage.is_local(self._url):
+        if self._is_local:
             return
         with self._lock:
             seen = self._seen()
@@ -67,7 +68,7 @@ class KeptFiles:
                 if self._copied.get(name) == mark:
                     continue
                 try:
-                    storage.put_file(self._folder / name, storage.join(self._url, name))
+                    storage.put_file(self.folder / name, storage.join(self._url, name))
                 except FileNotFoundError:  # the script has removed it
                     continue
                 self._copied[name] = mark
@@ -79,20 +80,18 @@ class KeptFiles:
     def end(self) -> None:
         """Keep the rest; leave no empty folder."""
         self.keep()
-        if storage.is_local(self._url):
-            place = storage.local_path(self._url)
-            for folder in (place, place.parent, place.parent.parent):
-                if any(folder.iterdir()):
-                    break
-                folder.rmdir()
+        if self._is_local:
+            with contextlib.suppress(OSError):  # it holds something, or is gone
+                for folder in (self.folder, *self.folder.parents[:2]):
+                    folder.rmdir()
 
     def _seen(self) -> dict[str, tuple[int, int]]:
         found = {}
-        for path in sorted(self._folder.rglob("*")):
+        for path in sorted(self.folder.rglob("*")):
             try:
                 if path.is_file():
                     about = path.stat()
-                    found[path.relative_to(self._folder).as_posix()] = (about.st_size, about.st_mtime_ns)
+                    found[path.relative_to(self.folder).as_posix()] = (about.st_size, about.st_mtime_ns)
             except FileNotFoundError:
                 continue
         return found

@@ -6,7 +6,7 @@ The folders are those that a SageMaker container has under /opt/ml, below the jo
     input/data/CHANNEL/        the files of a channel
     input/shard-N/CHANNEL/     rank N's part of a channel with spread=shard
     input/config/*.json        hyperparameters, channels, hosts
-    checkpoints/               kept over restarts
+    checkpoints/               kept over restarts; where the job's checkpoints are on this machine, it lies there instead
     attempt-N/model/           becomes the artifact
     attempt-N/output/data/     published beside it
 """
@@ -38,6 +38,7 @@ class Plan:
     strategy: str | None
     variables: Sequence[str]  # names that the user set with --env: these win over all others
     requirements: str | None  # relative to the code folder
+    checkpoints: str  # folder of the script's own files that are kept
 
     def write(self, path: Path) -> None:
         """Write the plan, readable for this user only: a channel's URL may hold credentials."""
@@ -86,7 +87,7 @@ class Folders:
 
     @property
     def checkpoints(self) -> Path:
-        """What stays over restarts."""
+        """What stays over restarts, unless that lies among the job's checkpoints."""
         return self.root / "checkpoints"
 
     @property
@@ -124,5 +125,5 @@ class Folders:
 
     def make(self) -> None:
         """Make those that a script may expect to be there."""
-        for folder in (self.config, self.checkpoints, self.model, self.output_data, self.intermediate):
+        for folder in (self.config, self.model, self.output_data, self.intermediate):
             folder.mkdir(parents=True, exist_ok=True)

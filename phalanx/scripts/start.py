@@ -82,6 +82,7 @@ def _prepared(plan: Plan, folders: Folders, given: Mapping[str, Json], *, is_fir
     overlay: str | None = None
     try:
         folders.make()
+        Path(plan.checkpoints).mkdir(parents=True, exist_ok=True)
         if not (folders.config / "channels.json").exists():  # of an attempt before
             channels.lay_out(plan, folders)
             write_config(plan, folders, given)
@@ -114,7 +115,7 @@ def _variables(
     """Return the script's whole environment."""
     here = environment.snapshot()
     found = variables(plan, folders, place.rank, given, _gpus(here, plan.workers))
-    found |= environment.script_variables(seed=plan.seed, strategy=plan.strategy, checkpoints=str(folders.checkpoints))
+    found |= environment.script_variables(seed=plan.seed, strategy=plan.strategy, checkpoints=plan.checkpoints)
     found["PYTHONPATH"] = python_path(str(folders.code), overlay)
     mine = {name: here[name] for name in plan.variables if name in here and name != "PYTHONPATH"}
     return {**here, **found, **mine}

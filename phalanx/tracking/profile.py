@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, final
 
 from ..contracts import Event
+from ..observing import PHASES
+from .rules.machines import slow_rank
 
-PHASES = ("compute", "data", "loading", "communication", "stall")
-SLOW = 0.5  # the others work less than this share of a rank's working time: it keeps them waiting
+SLOW = 0.5  # share of a rank's working time that the others do not work: it keeps them waiting
 
 
 @final
@@ -62,7 +63,7 @@ def summary(ranks: Mapping[int, Mapping[str, Any]]) -> dict[str, Any]:
         shares = {phase: round(told["phases"].get(phase, 0.0) / total, 4) for phase in PHASES}
         working = shares["compute"] + shares["data"] + shares["loading"]
         rows.append({"rank": rank, **told, "shares": shares, "working": round(working, 4)})
-    return {"ranks": rows, "slow_rank": _slow(rows)}
+    return {"ranks": rows, "slow_rank": slow_rank({row["rank"]: row["working"] for row in rows}, SLOW)}
 
 
 def text_of(found: Mapping[str, Any]) -> str:
@@ -79,11 +80,3 @@ def text_of(found: Mapping[str, Any]) -> str:
         lines += ["", f"operators of rank {found['ranks'][0]['rank']}, ms of their own in the recorded steps"]
         lines += [f"{entry['self_cpu_ms']:>12.3f}  {entry['calls']:>7} x  {entry['name']}" for entry in operators]
     return "\n".join(lines) + "\n"
-
-
-def _slow(rows: list[dict[str, Any]]) -> int | None:
-    if len(rows) < 2:
-        return None
-    slowest = max(rows, key=lambda row: float(row["working"]))
-    others = [float(row["working"]) for row in rows if row is not slowest]
-    return int(slowest["rank"]) if sum(others) / len(others) < SLOW * float(slowest["working"]) else None

@@ -13,7 +13,7 @@ from typing import Any, Self, final
 from ..contracts import Event
 from .actions import Performer
 from .rules import Given, observations, rules_of
-from .rules.seen import Labels, Seen, Step, Tensors, Tick, Trees, Window
+from .rules.seen import Labels, Seen, Step, Tensors, Tick, Trees, Window, parted
 
 OBSERVED = "observed"  # the kind of event that brings what `phalanx.observing` saw
 _NOT_FINITE = re.compile(r"the loss is (nan|-?inf)")
@@ -99,7 +99,7 @@ class RuleWatch:
         if step <= self._newest:
             return
         self._newest = step
-        busy = self._busy or any(name.startswith(("validation:", "test:")) for name in metrics)
+        busy = self._busy or any(parted(name)[0] == "validation" or name.startswith("test:") for name in metrics)
         self._busy = False
         self._see(Step(step, now, metrics, self._goals, busy))
 

@@ -23,18 +23,14 @@ from types import FrameType
 from typing import Any, final
 
 from .. import pulse
+from ..observing import PHASES
 
 EVERY_SECONDS = 0.01
 SLOTS_PER_SECOND = 4
-PHASES = ("compute", "data", "loading", "communication", "stall")
 _IDLE = 0.3  # share of a core: less is waiting
 _DEEPEST = 64  # frames that are looked through
 _MOST = 5000  # windows that wait for the next step
 _DATA = ("/phalanx/data/", "/phalanx/trainer/feeding.py", "/phalanx/trainer/sources.py", "/torch/utils/data/", "/torchdata/")
-_MEETING = (
-    *("/torch/distributed/", "/torch/autograd/", "/torch/nn/parallel/"),
-    *("/deepspeed/", "/horovod/", "/xgboost/", "/phalanx/parallel/"),
-)
 
 
 @final
@@ -202,7 +198,7 @@ def phase_of(frame: FrameType | None, *, idle: bool) -> str:
         return "communication"
     if frame is None:
         return "compute"
-    if idle and _within(frame.f_code.co_filename, _MEETING):
+    if idle and _within(frame.f_code.co_filename, pulse.MEETING_PLACES):
         return "communication"
     at: FrameType | None = frame
     for _ in range(_DEEPEST):

@@ -14,8 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from ..observing import Observer
-from .phases import PHASES
+from ..observing import PHASES, Observer
 
 SKIPPED = 3  # steps before torch's profiler begins: the first ones are not like the others
 RECORDED = 5

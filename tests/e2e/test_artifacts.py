@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import phalanx
-from phalanx import storage
+from phalanx import archive
 from phalanx.worker import MODEL_CARD
 
 
@@ -20,7 +20,7 @@ def model_folder(request: pytest.FixtureRequest, cancer: Path, tmp_path_factory:
     output = tmp_path_factory.mktemp(name)
     inputs = {"train": phalanx.Channel(url=str(cancer / "train.csv"), content_type="text/csv")}
     job = phalanx.TrainingJob(algorithm=name, inputs=inputs, hyperparameters=settings, output=str(output), name="job")
-    storage.unpack(str(job.run(progress=False).artifact), output / "model")
+    archive.unpack(str(job.run(progress=False).artifact), output / "model")
     return output / "model"
 
 
@@ -30,7 +30,7 @@ def repacked(folder: Path, target: Path, name: str, data: bytes) -> str:
         copy = target / "model" / path.relative_to(folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(data if path.name == name else path.read_bytes())
-    storage.pack(target / "model", target / "model.tar.gz")
+    archive.pack(target / "model", target / "model.tar.gz")
     return str(target / "model.tar.gz")
 
 
@@ -70,6 +70,6 @@ def test_a_newer_format_and_a_foreign_archive_are_refused(model_folder: Path, tm
         phalanx.load(url)
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "a.txt").write_text("hello")
-    storage.pack(tmp_path / "foreign", tmp_path / "foreign.tar.gz")
+    archive.pack(tmp_path / "foreign", tmp_path / "foreign.tar.gz")
     with pytest.raises(phalanx.UserError, match="no artifact of Phalanx"):
         phalanx.load(tmp_path / "foreign.tar.gz")

@@ -11,7 +11,7 @@ import pytest
 import sklearn.datasets  # noqa: F401 - sets environment variables, which a test must not
 
 import phalanx
-from phalanx import storage
+from phalanx import archive
 from phalanx.contracts import Array, Csr
 from phalanx.model import predict_file
 from phalanx.worker import MODEL_CARD
@@ -50,7 +50,7 @@ def test_predictions_count_as_training_did(
         name="job",
     )
     artifact = str(job.run(progress=False).artifact)
-    storage.unpack(artifact, tmp_path / "model")
+    archive.unpack(artifact, tmp_path / "model")
     assert json.loads((tmp_path / "model" / MODEL_CARD).read_text()).get("index_base") == remembered
 
     model = phalanx.load(artifact)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 import phalanx
-from phalanx import storage
+from phalanx import archive
 from phalanx.tracking.console import PlainProgress
 
 LABELLED = "text/csv;label_size=1"
@@ -127,7 +127,7 @@ def test_xgboost_on_two_workers_learns_and_opens_in_plain_xgboost(cancer: Path, 
     assert result.step == 20
     assert result.metrics["validation:auc"] is not None
     assert result.metrics["validation:auc"] > 0.95
-    storage.unpack(str(result.artifact), tmp_path / "model")
+    archive.unpack(str(result.artifact), tmp_path / "model")
     rows = np.loadtxt(cancer / "validation.csv", delimiter=",", dtype=np.float32)
     plain = xgboost.Booster(model_file=str(tmp_path / "model" / "xgboost-model")).predict(xgboost.DMatrix(rows[:, 1:]))
     ours = phalanx.load(str(result.artifact)).predict(rows[:, 1:])["score"]

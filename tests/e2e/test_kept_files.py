@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import moto_s3
 import pytest
@@ -61,8 +63,30 @@ def test_a_resumed_job_finds_the_files_of_its_script(place: str | None, tmp_path
 
 
 def test_a_folder_that_nobody_wrote_to_is_not_left(tmp_path: Path) -> None:
-    kept = KeptFiles(tmp_path / "seen", kept_url(str(tmp_path / "checkpoints"), "job"))
+    kept = KeptFiles(tmp_path / "scratch", kept_url(str(tmp_path / "checkpoints"), "job"))
     kept.begin()
-    assert (tmp_path / "seen").is_dir()
+    assert kept.folder.is_dir()
     kept.end()
     assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_script_may_remove_the_folder(tmp_path: Path) -> None:
+    kept = KeptFiles(tmp_path / "scratch", kept_url(str(tmp_path / "checkpoints"), "job"))
+    kept.begin()
+    shutil.rmtree(kept.folder)
+    kept.end()
+    assert not kept.folder.exists()
+
+
+def test_a_file_that_cannot_be_fetched_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The script would begin anew, and its newer files would take the place of what was kept."""
+
+    def refused(url: str) -> BinaryIO:
+        raise phalanx.UserError(f"no permission for {url}")
+
+    url = kept_url("memory://kept", "job")
+    storage.put_bytes(storage.join(url, "progress.txt"), b"7")
+    monkeypatch.setattr(storage, "open_reader", refused)
+    with pytest.raises(phalanx.UserError, match="no permission"):
+        KeptFiles(tmp_path / "scratch", url).begin()
+    storage.remove(storage.join(url, "progress.txt"))

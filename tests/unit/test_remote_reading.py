@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from fsspec.spec import AbstractFileSystem
 
-from phalanx import storage
+from phalanx import archive, storage
 from phalanx.data.format import Options
 from phalanx.data.formats import format_named
 from phalanx.data.formats.recordio import write_dense
@@ -101,12 +101,12 @@ def test_a_read_that_fails_is_the_platforms(name: str, error: Exception, monkeyp
 def test_fetching_and_unpacking_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "x").write_bytes(np.random.default_rng(0).bytes(1 << 20))
-    storage.pack(tmp_path / "folder", tmp_path / "model.tar.gz")
+    archive.pack(tmp_path / "folder", tmp_path / "model.tar.gz")
     Flaky.files["model.tar.gz"] = (tmp_path / "model.tar.gz").read_bytes()
     monkeypatch.setattr(Flaky, "error", ConnectionLost("reset by peer"))
     monkeypatch.setattr(Flaky, "left", [2])
     with pytest.raises(PlatformError, match="ConnectionLost: reset by peer"):
-        storage.unpack(URL + "model.tar.gz", tmp_path / "out")
+        archive.unpack(URL + "model.tar.gz", tmp_path / "out")
     monkeypatch.setattr(Flaky, "left", [1])
     with pytest.raises(PlatformError, match="ConnectionLost: reset by peer"):
         storage.fetch(storage.list_files(URL + "a.csv"), tmp_path / "fetched")

@@ -32,6 +32,7 @@ def plan(**changes: Any) -> Plan:
         "strategy": None,
         "variables": [],
         "requirements": None,
+        "checkpoints": "kept",
         **changes,
     }
     return Plan(**fields)

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from phalanx import storage
+from phalanx import archive, storage
 from phalanx.errors import UserError
 
 
@@ -79,10 +79,10 @@ def test_packing_depends_on_names_and_contents_alone(tmp_path: Path) -> None:
         for name in order:
             (tmp_path / folder / name).write_text(name)
     (tmp_path / "two" / "a").chmod(0o600)
-    storage.pack(tmp_path / "one", tmp_path / "one.tar.gz")
-    storage.pack(tmp_path / "two", tmp_path / "two.tar.gz")
+    archive.pack(tmp_path / "one", tmp_path / "one.tar.gz")
+    archive.pack(tmp_path / "two", tmp_path / "two.tar.gz")
     assert (tmp_path / "one.tar.gz").read_bytes() == (tmp_path / "two.tar.gz").read_bytes()
-    assert storage.unpack(str(tmp_path / "one.tar.gz"), tmp_path / "out") == ["a", "sub/b"]
+    assert archive.unpack(str(tmp_path / "one.tar.gz"), tmp_path / "out") == ["a", "sub/b"]
     assert (tmp_path / "out/sub/b").read_text() == "sub/b"
 
 
@@ -102,7 +102,7 @@ def test_packing_depends_on_names_and_contents_alone(tmp_path: Path) -> None:
 def test_unpacking_refuses_what_reaches_outside(tmp_path: Path, member: tarfile.TarInfo) -> None:
     url = _tar(tmp_path / "evil.tar.gz", member)
     with pytest.raises(UserError, match="refused"):
-        storage.unpack(url, tmp_path / "out")
+        archive.unpack(url, tmp_path / "out")
     assert not (tmp_path / "evil").exists()
     assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
 
@@ -110,7 +110,7 @@ def test_unpacking_refuses_what_reaches_outside(tmp_path: Path, member: tarfile.
 def test_unpacking_is_bounded(tmp_path: Path) -> None:
     url = _tar(tmp_path / "big.tar.gz", _member("zeros", size=1 << 20))
     with pytest.raises(UserError, match="refused"):
-        storage.unpack(url, tmp_path / "out", max_bytes=1 << 10)
+        archive.unpack(url, tmp_path / "out", max_bytes=1 << 10)
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -118,13 +118,13 @@ def test_unpacking_is_bounded(tmp_path: Path) -> None:
 def test_a_damaged_archive_is_the_users_error_or_unpacks(tmp_path: Path, cut: int, flips: list[tuple[int, int]]) -> None:
     (tmp_path / "m").mkdir(exist_ok=True)
     (tmp_path / "m/a").write_bytes(bytes(range(200)))
-    storage.pack(tmp_path / "m", tmp_path / "m.tar.gz")
+    archive.pack(tmp_path / "m", tmp_path / "m.tar.gz")
     data = bytearray((tmp_path / "m.tar.gz").read_bytes())
     for place, bit in flips:
         data[place % len(data)] ^= 1 << bit
     (tmp_path / "bad.tar.gz").write_bytes(bytes(data[: max(0, len(data) - cut)]))
     with contextlib.suppress(UserError):
-        storage.unpack(str(tmp_path / "bad.tar.gz"), tmp_path / "out")
+        archive.unpack(str(tmp_path / "bad.tar.gz"), tmp_path / "out")
 
 
 def test_a_writer_leaves_nothing_when_it_fails(tmp_path: Path) -> None:

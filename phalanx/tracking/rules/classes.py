@@ -32,11 +32,14 @@ class ClassImbalance:
     threshold_imbalance: float = 10.0
     threshold_misprediction: float = 0.7
     samples: int = 500
-    _counted: Counts | None = field(default=None, init=False)
+    _counted: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._counted = Counts(self.samples)
 
     def see(self, seen: Labels) -> str | None:
         """See `Rule`."""
-        counts = self._counted = self._counted or Counts(self.samples)
+        counts = self._counted
         if not counts.add(seen):
             return None
         sizes = {name: sum(row) for name, row in zip(counts.classes, counts.confusion, strict=True) if sum(row)}
@@ -76,14 +79,15 @@ class Confusion:
     dominance: float = 1.0
     category_no: int = 0
     samples: int = 500
-    _counted: Counts | None = field(default=None, init=False)
+    _counted: Counts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._counted = Counts(self.samples)
 
     def see(self, seen: Labels) -> str | None:
         """See `Rule`."""
-        counts = self._counted = self._counted or Counts(self.samples)
-        if not counts.add(seen):
-            return None
-        if not counts.settled(seen):
+        counts = self._counted
+        if not counts.add(seen) or not counts.settled(seen):
             return None
         number = self.category_no or len(counts.classes)
         for place, row in enumerate(counts.confusion[:number]):

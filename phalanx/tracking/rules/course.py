@@ -1,9 +1,9 @@
-"""The course of a noisy loss in windows of steps: has it risen, has it come down at all?"""
+"""The course of what rules see: has a noisy loss risen, has it come down at all, how often in a row was something found?"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -63,6 +63,38 @@ def _variance_about_a_line(values: Sequence[float]) -> float:
     middle, mean = (n - 1) / 2, sum(values) / n
     slope = sum((i - middle) * value for i, value in enumerate(values)) / sum((i - middle) ** 2 for i in range(n))
     return sum((value - mean - slope * (i - middle)) ** 2 for i, value in enumerate(values)) / (n - 2)
+
+
+@final
+@dataclass(slots=True)
+class Means:
+    """Means of metrics since each was last asked for, as between two evaluations."""
+
+    _sums: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def add(self, values: Mapping[str, float]) -> None:
+        """Take a step's values, by name."""
+        for name, value in values.items():
+            total, number = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, number + 1
+
+    def take(self, name: str) -> float | None:
+        """Return a metric's mean and begin anew; None where there was no value."""
+        total, number = self._sums.pop(name, (0.0, 0))
+        return total / number if number else None
+
+
+@final
+@dataclass(slots=True)
+class InARow:
+    """Counts how often in a row something was found, for each name."""
+
+    _counts: dict[str, int] = field(default_factory=dict)
+
+    def count(self, name: str, found: bool) -> int:
+        """Take what was found of a name; return how often in a row by now."""
+        self._counts[name] = self._counts.get(name, 0) + 1 if found else 0
+        return self._counts[name]
 
 
 @final

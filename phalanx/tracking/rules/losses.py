@@ -10,7 +10,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
-from .course import Course, Noise
+from .course import Course, InARow, Means, Noise
 from .seen import Step, goal_of, is_smooth, losses
 
 _FINER = 10  # a training loss that still learns may do so in small steps
@@ -40,9 +40,7 @@ class LossNotDecreasing:
         for name, value in losses(seen, "train").items():
             if not is_smooth(name):
                 continue
-            course = self._courses.get(name)
-            if course is None:
-                course = self._courses[name] = Course(self.num_steps)
+            course = self._courses.setdefault(name, Course(self.num_steps))
             if not course.add(value):
                 continue
             risen = course.risen(self.increase_threshold_percent)
@@ -70,21 +68,18 @@ class Overfit:
     start_step: int = 0
     patience: int = 1
     ratio_threshold: float = 0.1
-    _train: dict[str, tuple[float, int]] = field(default_factory=dict, init=False)  # sum and number since the last evaluation
+    _train: Means = field(default_factory=Means, init=False)  # since the last evaluation
     _best: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)  # validation loss, training loss then
     _noise: dict[str, Noise] = field(default_factory=dict, init=False)
-    _waited: dict[str, int] = field(default_factory=dict, init=False)
+    _waited: InARow = field(default_factory=InARow, init=False)
 
     def see(self, seen: Step) -> str | None:
         """See `Rule`."""
-        for name, value in losses(seen, "train").items():
-            total, number = self._train.get(name, (0.0, 0))
-            self._train[name] = total + value, number + 1
+        self._train.add(losses(seen, "train"))
         for name, value in losses(seen, "validation").items():
-            total, number = self._train.pop(name, (0.0, 0))
-            if number == 0 or seen.step < self.start_step:
+            train = self._train.take(name)
+            if train is None or seen.step < self.start_step:
                 continue
-            train = total / number
             noise = self._noise.setdefault(name, Noise()).add(value)
             best, then = self._best.get(name, (value, train))
             if value <= best:
@@ -93,8 +88,7 @@ class Overfit:
             room = self.ratio_threshold
             above = value - best > max(room * max(abs(best), 1e-12), noise)
             rises = above and value - train > room * max(abs(train), 1e-12)
-            self._waited[name] = self._waited.get(name, 0) + 1 if rises and train < then else 0
-            if self._waited[name] > self.patience:
+            if self._waited.count(name, rises and train < then) > self.patience:
                 sign = goal_of(name, seen.goals)
                 now = f"validation:{name} went from {sign * best:.6g} to {sign * value:.6g}"
                 return f"{now} while train:{name} improved to {sign * train:.6g}"
@@ -117,7 +111,7 @@ class Overtraining:
     patience_train: int = 5
     patience_validation: int = 10
     delta: float = 0.01
-    _train: dict[str, tuple[float, int]] = field(default_factory=dict, init=False)  # sum and number since the last evaluation
+    _train: Means = field(default_factory=Means, init=False)  # since the last evaluation
     _train_best: dict[str, tuple[float, int]] = field(default_factory=dict, init=False)  # the best, evaluations since
     _best: dict[str, float] = field(default_factory=dict, init=False)
     _noise: dict[str, Noise] = field(default_factory=dict, init=False)
@@ -125,9 +119,7 @@ class Overtraining:
 
     def see(self, seen: Step) -> str | None:
         """See `Rule`."""
-        for name, value in losses(seen, "train").items():
-            total, number = self._train.get(name, (0.0, 0))
-            self._train[name] = total + value, number + 1
+        self._train.add(losses(seen, "train"))
         for name, value in losses(seen, "validation").items():
             learns = self._learns(name)
             noise = self._noise.setdefault(name, Noise()).add(value)
@@ -148,10 +140,9 @@ class Overtraining:
 
     def _learns(self, name: str) -> bool:
         """Return whether the training loss, where it is known, has improved in the last evaluations."""
-        total, number = self._train.pop(name, (0.0, 0))
-        if not number:
+        value = self._train.take(name)
+        if value is None:
             return False
-        value = total / number
         best, since = self._train_best.get(name, (value, 0))
         better = value < best - self.delta / _FINER * max(abs(best), 1e-12)
         self._train_best[name] = (value, 0) if better else (best, since + 1)

@@ -6,6 +6,7 @@ Where there is no GPU, the device is the processor while it computes steps: its 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -119,13 +120,11 @@ class LoadBalancing:
         if len(self._recent) < self.patience:
             return None
         worked = {rank: sum(window[rank] for window in self._recent) / self.patience for rank in slot}
-        slow = max(worked, key=lambda rank: worked[rank])
-        others = [worked[rank] for rank in worked if rank != slow]
-        missing = 1 - sum(others) / len(others) / max(worked[slow], 1e-9)
-        if missing > self.threshold:
-            share = sum(others) / len(others)
-            return f"rank {slow} is slow: it works {100 * worked[slow]:.0f} % of the time, the others {100 * share:.0f} %"
-        return None
+        slow = slow_rank(worked, self.threshold)
+        if slow is None:
+            return None
+        others = _mean_of_others(worked, slow)
+        return f"rank {slow} is slow: it works {100 * worked[slow]:.0f} % of the time, the others {100 * others:.0f} %"
 
 
 @final
@@ -149,16 +148,13 @@ class LowGPUUtilization:
     threshold_p5: float = 10.0
     window: int = 500
     patience: int = 1000
-    _uses: dict[int, deque[float]] = field(default_factory=dict, init=False)
-    _seen: dict[int, int] = field(default_factory=dict, init=False)
+    _recent: dict[int, _Recent] = field(default_factory=dict, init=False)
 
     def see(self, seen: Window) -> str | None:
         """See `Rule`."""
         if seen.gpu is None:
             return None
-        uses = self._uses.setdefault(seen.rank, deque(maxlen=self.window))
-        uses.append(seen.gpu)
-        self._seen[seen.rank] = number = self._seen.get(seen.rank, 0) + 1
+        uses, number = self._recent.setdefault(seen.rank, _Recent(self.window)).add(seen.gpu)
         if number < self.patience or number % 20:
             return None
         ordered = sorted(uses)
@@ -189,17 +185,14 @@ class GPUMemoryIncrease:
     increase: float = 10.0
     patience: int = 1000
     window: int = 10
-    _uses: dict[int, deque[float]] = field(default_factory=dict, init=False)
-    _seen: dict[int, int] = field(default_factory=dict, init=False)
+    _recent: dict[int, _Recent] = field(default_factory=dict, init=False)
     _base: dict[int, float] = field(default_factory=dict, init=False)
 
     def see(self, seen: Window) -> str | None:
         """See `Rule`."""
         if seen.gpu_memory is None:
             return None
-        uses = self._uses.setdefault(seen.rank, deque(maxlen=self.window))
-        uses.append(seen.gpu_memory)
-        self._seen[seen.rank] = number = self._seen.get(seen.rank, 0) + 1
+        uses, number = self._recent.setdefault(seen.rank, _Recent(self.window)).add(seen.gpu_memory)
         if number < self.patience or len(uses) < self.window:
             return None
         mean = sum(uses) / len(uses)
@@ -207,6 +200,42 @@ class GPUMemoryIncrease:
         if mean - base > self.increase:
             return f"the GPU memory in use on rank {seen.rank} grew from {base:.0f} % to {mean:.0f} %"
         return None
+
+
+@final
+class _Recent:
+    """The newest values of one rank, and how many there have been.
+
+    Args:
+        most: values that are kept.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._values: deque[float] = deque(maxlen=most)
+        self._number = 0
+
+    def add(self, value: float) -> tuple[deque[float], int]:
+        """Take a value; return those that are kept, and the number of all."""
+        self._values.append(value)
+        self._number += 1
+        return self._values, self._number
+
+
+def slow_rank(worked: Mapping[int, float], threshold: float) -> int | None:
+    """Return the rank that keeps the others waiting, None where there is none.
+
+    Args:
+        worked: rank -> share of its time in which it works.
+        threshold: share of the slowest rank's working time that the others, on average, must not work.
+    """
+    if len(worked) < 2:
+        return None
+    slow = max(worked, key=lambda rank: worked[rank])
+    return slow if 1 - _mean_of_others(worked, slow) / max(worked[slow], 1e-9) > threshold else None
+
+
+def _mean_of_others(worked: Mapping[int, float], rank: int) -> float:
+    return (sum(worked.values()) - worked[rank]) / (len(worked) - 1)
 
 
 def device_use(seen: Window) -> float:

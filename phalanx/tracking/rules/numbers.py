@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
+from .course import InARow
 from .seen import Step, Tensors, goal_of, losses, parted
 
 _GRADIENT = "train:grad_norm"
@@ -68,8 +69,7 @@ class VanishingGradient:
     watches: ClassVar[str] = "the mean size of a weight's gradient is below `threshold` for 3 looks, or its norm for 10 steps"
     sees: ClassVar[tuple[type, ...]] = (Step, Tensors)
     threshold: float = 1e-7
-    _count: int = field(default=0, init=False)
-    _low: dict[str, int] = field(default_factory=dict, init=False)
+    _low: InARow = field(default_factory=InARow, init=False)
     _first: dict[str, float] = field(default_factory=dict, init=False)
     _converged: bool = field(default=False, init=False)
 
@@ -84,15 +84,14 @@ class VanishingGradient:
         norm = seen.metrics.get(_GRADIENT)
         if norm is None:
             return None
-        self._count = self._count + 1 if norm < self.threshold and not self._converged else 0
-        return f"{_GRADIENT} is {norm:.3g}, for {_IN_A_ROW} steps" if self._count >= _IN_A_ROW else None
+        low = self._low.count(_GRADIENT, norm < self.threshold and not self._converged)
+        return f"{_GRADIENT} is {norm:.3g}, for {_IN_A_ROW} steps" if low >= _IN_A_ROW else None
 
     def _tensors(self, seen: Tensors) -> str | None:
         for name, found in seen.gradients.items():
             if found["axes"] < 2:
                 continue
-            key = f"{seen.rank} {name}"
-            self._low[key] = self._low.get(key, 0) + 1 if found["mean_abs"] < self.threshold and not self._converged else 0
-            if self._low[key] >= _SAMPLES:
+            low = found["mean_abs"] < self.threshold and not self._converged
+            if self._low.count(f"{seen.rank} {name}", low) >= _SAMPLES:
                 return f"the gradient of {name} has a mean size of {found['mean_abs']:.3g}, {_SAMPLES} times in a row"
         return None

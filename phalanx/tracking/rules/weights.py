@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
-from .course import Course
+from .course import Course, InARow
 from .seen import Step, Tensors, is_smooth, losses
 
 _SAMPLES = 3  # looks in a row
@@ -87,7 +87,7 @@ class WeightUpdateRatio:
     small_threshold: float = 1e-8
     epsilon: float = 1e-9
     num_steps: int = 0
-    _small: dict[str, int] = field(default_factory=dict, init=False)
+    _small: InARow = field(default_factory=InARow, init=False)
     _last: int | None = field(default=None, init=False)
 
     def see(self, seen: Tensors) -> str | None:
@@ -102,9 +102,7 @@ class WeightUpdateRatio:
             ratio = change / (norm + self.epsilon)
             if ratio > self.large_threshold:
                 return f"a step changed {name} by {ratio:.3g} times its size"
-            key = f"{seen.rank} {name}"
-            self._small[key] = self._small.get(key, 0) + 1 if ratio < self.small_threshold else 0
-            if self._small[key] >= _SAMPLES:
+            if self._small.count(f"{seen.rank} {name}", ratio < self.small_threshold) >= _SAMPLES:
                 return f"steps change {name} by {ratio:.3g} of its size"
         return None
 
@@ -121,7 +119,7 @@ class AllZero:
     watches: ClassVar[str] = "`threshold` % of a weight, of its gradient or of a layer's output is 0, for 3 looks"
     sees: ClassVar[tuple[type, ...]] = (Tensors,)
     threshold: float = 100.0
-    _zero: dict[str, int] = field(default_factory=dict, init=False)
+    _zero: InARow = field(default_factory=InARow, init=False)
 
     def see(self, seen: Tensors) -> str | None:
         """See `Rule`."""
@@ -130,9 +128,7 @@ class AllZero:
             shares |= {f"the {what} {name}": found["zero"] for name, found in tensors.items() if found["axes"] >= 2}
         shares |= {f"the output of {name}": found["zero"] for name, found in seen.activations.items()}
         for name, share in shares.items():
-            key = f"{seen.rank} {name}"
-            self._zero[key] = self._zero.get(key, 0) + 1 if share * 100 >= self.threshold else 0
-            if self._zero[key] >= _SAMPLES:
+            if self._zero.count(f"{seen.rank} {name}", share * 100 >= self.threshold) >= _SAMPLES:
                 return f"{name} is 0 in {100 * share:.4g} % of its entries, {_SAMPLES} times in a row"
         return None
 
@@ -181,7 +177,7 @@ class UnchangedTensor:
     num_steps: int = 3
     rtol: float = 1e-5
     atol: float = 1e-8
-    _same: dict[str, int] = field(default_factory=dict, init=False)
+    _same: InARow = field(default_factory=InARow, init=False)
 
     def measured_with(self) -> Mapping[str, Any]:
         """Return what the worker must know to measure it."""
@@ -192,8 +188,6 @@ class UnchangedTensor:
         for name, found in seen.weights.items():
             if found["axes"] < 2 or found["same"] is None:
                 continue
-            key = f"{seen.rank} {name}"
-            self._same[key] = self._same.get(key, 0) + 1 if found["same"] else 0
-            if self._same[key] >= self.num_steps:
+            if self._same.count(f"{seen.rank} {name}", found["same"]) >= self.num_steps:
                 return f"{name} has not changed for {self.num_steps} looks"
         return None
