@@ -13,9 +13,9 @@ import phalanx
 
 SCRIPT = """
 import torch, phalanx
-net = torch.nn.Linear(4, 2)
+net = torch.nn.Linear(512, 512)  # large enough to be among the operators that take longest
 trainer = phalanx.Trainer(net, torch.nn.CrossEntropyLoss(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
-trainer.fit((torch.randn(256, 4), torch.zeros(256, dtype=torch.long)), epochs=3, batch_size=16)
+trainer.fit((torch.randn(256, 512), torch.zeros(256, dtype=torch.long)), epochs=3, batch_size=16)
 """
 
 
