@@ -323,12 +323,26 @@ def _parent_fd(parent: int) -> int | None:
     return fd
 
 
+def _stand_apart(sock: socket.socket) -> None:
+    """Go on in a child; this process waits for it, and whoever kills it does not kill the server.
+
+    Ray kills the children of a process that it ends, at once: the server would have no time to end what its workers left.
+    """
+    pid = os.fork()
+    if pid:
+        sock.close()
+        os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
+    shield()  # a child does not inherit all of it
+
+
 def main(arguments: list[str]) -> None:
-    """Run the server: parent, socket fd, whether to fork, and the modules to preload come as JSON."""
+    """Run the server: parent, socket fd, whether to fork and to stand apart, and the modules to preload come as JSON."""
     given = json.loads(arguments[0])
     shield()
     sock = socket.socket(fileno=given["socket"])
     parent_fd = _parent_fd(given["parent"])
+    if given["apart"]:
+        _stand_apart(sock)
     with _ending_with_parent(sock, parent_fd):
         for module in given["preload"]:
             with contextlib.suppress(Exception, SystemExit):  # the worker that needs it will say what is wrong

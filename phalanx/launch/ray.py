@@ -7,10 +7,12 @@ A slot streams events, log and exit of its worker to the supervisor, which waits
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -194,6 +196,48 @@ def _start_private(cpus: int) -> None:
     done.wait()
     if error:
         raise error[0]
+    _guard_agents()
+
+
+_GUARD = """
+import json, sys, psutil
+sys.stdin.read()
+for pid, begun in json.loads(sys.argv[1]):
+    try:
+        process = psutil.Process(pid)
+        if process.create_time() == begun:
+            process.kill()
+    except psutil.Error:
+        pass
+"""
+
+
+def _guard_agents() -> None:
+    """Have the private cluster's processes killed that live on when this one is: the kernel ends their parents only."""
+    import psutil
+
+    ours = [p for p in psutil.Process().children(recursive=True) if "ray" in " ".join(p.cmdline())]
+    guard = subprocess.Popen(
+        [
+            sys.executable,
+            "-S",
+            "-c",
+            f"import sys; sys.path[:] = {sys.path!r}\n{_GUARD}",
+            json.dumps([(p.pid, p.create_time()) for p in ours]),
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    atexit.register(_end_guard, guard)
+
+
+def _end_guard(guard: subprocess.Popen[bytes]) -> None:
+    ray.shutdown()
+    if guard.stdin is not None:
+        guard.stdin.close()
+    guard.wait()
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,7 +383,8 @@ class Slot:
         spec = replace(spec, log_folder=Path(self._logs.name))
         try:
             with self._lock:
-                workers = LocalWorkers(acquire_server(() if spec.command is not None else spec.preload, fork=True))
+                preload = () if spec.command is not None else spec.preload
+                workers = LocalWorkers(acquire_server(preload, fork=True, apart=True))
                 self._workers = workers
                 keep = self._listener if spec.target is not None and spec.workers > 1 else None
                 if keep is None:

@@ -47,7 +47,7 @@ class Server(Protocol):
 class WarmServer:
     """A running server; `acquire` and `release` count the groups that use it, and a retired one ends with its last group."""
 
-    def __init__(self, preload: Sequence[str], *, fork: bool) -> None:
+    def __init__(self, preload: Sequence[str], *, fork: bool, apart: bool = False) -> None:
         self.modules = tuple(preload)
         self._users = 0
         self._retired = False
@@ -59,6 +59,7 @@ class WarmServer:
                 "parent": os.getpid(),
                 "socket": theirs.fileno(),
                 "fork": fork,
+                "apart": apart,
                 "preload": list(preload),
                 "path": [p or os.getcwd() for p in sys.path],
             }
@@ -154,8 +155,14 @@ class _Servers:
 _servers = _Servers()
 
 
-def acquire_server(preload: Sequence[str], *, fork: bool) -> WarmServer:
-    """Return a living server that has loaded at least `preload`, counted as used once more."""
+def acquire_server(preload: Sequence[str], *, fork: bool, apart: bool = False) -> WarmServer:
+    """Return a living server that has loaded at least `preload`, counted as used once more.
+
+    Args:
+        preload: modules.
+        fork: whether it forks its workers or starts each as a fresh interpreter.
+        apart: a new one is no child of this process, for processes whose children somebody kills.
+    """
     servers = _servers
     with servers.lock:
         server = servers.current.get(fork)
@@ -164,7 +171,7 @@ def acquire_server(preload: Sequence[str], *, fork: bool) -> WarmServer:
             server = None
         wanted = list(preload) if fork else []
         if server is None or not set(server.modules).issuperset(wanted):
-            fresh = WarmServer(tuple(dict.fromkeys([*(server.modules if server else ()), *wanted])), fork=fork)
+            fresh = WarmServer(tuple(dict.fromkeys([*(server.modules if server else ()), *wanted])), fork=fork, apart=apart)
             if server is not None:
                 server.retire()
             servers.current[fork] = server = fresh

@@ -76,13 +76,13 @@ def of_kind(events: Sequence[Event], kind: str) -> dict[int, Event]:
     return {e.rank: e for e in events if e.body["kind"] == kind}
 
 
-def wait_until_gone(pids: Iterable[int]) -> None:
-    """Wait until these processes have ended; fail when they do not."""
+def wait_until_gone(pids: Iterable[int], patience_s: float = _GONE_S) -> None:
+    """Wait until these processes have ended; fail when one does not within so long."""
     for pid in pids:
         try:
             process = psutil.Process(pid)
             if process.status() != psutil.STATUS_ZOMBIE:
-                process.wait(_GONE_S)
+                process.wait(patience_s)
         except psutil.NoSuchProcess:
             continue
 
@@ -120,10 +120,12 @@ class LauncherChecks:
     Attributes:
         arguments: what a launcher equal to the fixture's is made with, in a process of its own.
         groups_in_a_row: that must leave nothing behind.
+        gone_s: within which all processes of a killed driver have ended.
     """
 
     arguments: ClassVar[list[str]] = []
     groups_in_a_row: ClassVar[int] = 20
+    gone_s: ClassVar[float] = _GONE_S
 
     def supervised(self, launcher: Launcher, given: WorkerSpec, **changes: Any) -> Outcome:
         """Run a spec under `supervise`."""
@@ -368,7 +370,7 @@ class LauncherChecks:
 
     @pytest.mark.parametrize("whom", ["driver", "server"])
     def test_whoever_is_killed_no_process_is_left(self, launcher: Launcher, tmp_path: Path, whom: str) -> None:
-        """The driver is a process that runs `launcher`; the server, where there is one, is the parent of its workers."""
+        """The driver is a process that runs `launcher`; servers are the parents of the workers."""
         module, name = type(launcher).__module__, type(launcher).__name__
         driver = [sys.executable, "-c", _DRIVER, module, name, json.dumps(self.arguments), str(tmp_path)]
         with subprocess.Popen(driver, stdout=subprocess.PIPE, text=True) as process:
@@ -380,11 +382,11 @@ class LauncherChecks:
                 assert set(descendants) < family
                 if whom == "driver":
                     process.kill()
-                    wait_until_gone(family)
+                    wait_until_gone(family, self.gone_s)
                 else:
-                    server = psutil.Process(workers[0]).ppid()
-                    os.kill(server, signal.SIGKILL)
-                    wait_until_gone([*workers, *descendants])
+                    for server in {psutil.Process(pid).ppid() for pid in workers}:
+                        os.kill(server, signal.SIGKILL)
+                    wait_until_gone([*workers, *descendants], self.gone_s)
                     assert json.loads(process.stdout.readline()) == [-9, -9]
             finally:
                 process.kill()

@@ -31,6 +31,7 @@ def cluster() -> Iterator[None]:
 
 class TestRay(LauncherChecks):
     groups_in_a_row: ClassVar[int] = 3
+    gone_s: ClassVar[float] = 60.0  # Ray's own processes find out one after another
 
     @pytest.fixture
     def launcher(self, cluster: None) -> RayLauncher:
