@@ -63,7 +63,8 @@ class TrainingJob:
         name: at most 63 characters; default: the algorithm and the time.
         seed: of everything random; the same seed, data and versions give the same artifact.
         threads_per_worker: default: cores // workers.
-        launcher: "local", or an object with `start(spec)`.
+        launcher: "local"; "ray": in a placement group of the Ray cluster that RAY_ADDRESS names, or of a private one, on this
+            machine; or an object with `start(spec)`.
         max_restarts: how often a failed worker group is started again.
         max_runtime_s: the job is stopped after so long; None for no limit.
         environment: variables added to the workers' environment.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import secrets
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_.]?[a-zA-Z0-9])*")
 _CHANNEL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_LAUNCHERS = {"local": LocalLauncher}
+_LAUNCHERS = ("local", "ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,13 @@ def _launcher(given: str | Launcher) -> Launcher:
         return given
     if given not in _LAUNCHERS:
         raise UserError(f"there is no launcher '{given}'; {nearest(given, _LAUNCHERS)}")
-    return _LAUNCHERS[given]()
+    if given == "local":
+        return LocalLauncher()
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("launcher 'ray' needs Ray: pip install 'phalanx[ray]'")
+    from .launch.ray import RayLauncher  # Ray takes a second to load
+
+    return RayLauncher()
 
 
 def channel_of(name: str, given: Any) -> Channel:

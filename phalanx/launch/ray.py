@@ -273,6 +273,13 @@ class RayWorkers:
         """
         slots = self._placed.slots
         hosts = ray.get([slot.host.remote() for slot in slots], timeout=_CALL_SECONDS)
+        near = ray.get([slot.sees.remote(str(spec.log_folder.absolute())) for slot in slots], timeout=_CALL_SECONDS)
+        if not all(near):
+            far = hosts[near.index(False)]
+            raise PlatformError(
+                f"Ray placed a worker on {far[1]} ({far[0]}), which does not share this machine's files; a job's folders are "
+                "not carried to other machines yet: use a cluster on this machine, or let both mount the same output and TMPDIR"
+            )
         one = len({ip for ip, _ in hosts}) == 1  # a job on one machine listens on loopback only
         address = LOOPBACK if one else hosts[0][0]
         port = ray.get(slots[0].listen.remote(address, spec.workers + 8), timeout=_CALL_SECONDS)
@@ -368,6 +375,10 @@ class Slot:
     def host(self) -> tuple[str, str]:
         """Return the node's address and name."""
         return ray.util.get_node_ip_address(), socket.gethostname()
+
+    def sees(self, folder: str) -> bool:
+        """Return whether a folder of the supervisor's is there on this node too."""
+        return Path(folder).is_dir()
 
     def listen(self, address: str, backlog: int) -> int:
         """Listen for the group's store; return the port."""
