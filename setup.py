@@ -36,7 +36,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["phalanx", "phalanx.*"]),
-    package_data={"phalanx": ["py.typed", "scripts/standins/**/*.py"]},
+    package_data={"phalanx": ["py.typed", "scripts/standins/**/*.py", "tracking/ui.html"]},
     install_requires=[
         "torch>=2.6",
         "numpy>=1.26",

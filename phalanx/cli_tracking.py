@@ -1,12 +1,11 @@
-"""Commands that look at jobs: `jobs`, `logs`, `stop`, `compare`, `report`."""
+"""Commands that look at jobs: `jobs`, `logs`, `stop`, `compare`, `report`, `ui`."""
 
 from __future__ import annotations
 
 import sys
 import time
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -25,15 +24,16 @@ def jobs(
     debug: Debug = False,
 ) -> None:
     """List jobs: what each trains, how it stands, its newest metric, time, and interruptions."""
+    from .tracking.listing import row_of, text
     from .tracking.reading import jobs as found_at
 
     show_tracebacks(debug)
-    rows = [_row(job) for job in found_at(url)]
+    rows = [row_of(job) for job in found_at(url)]
     if as_json:
         print_json(rows)
         return
     headers = ["name", "algorithm", "status", "step", "metric", "created", "seconds", "billable", "interruptions"]
-    print_table(headers, [[_text(row[header]) for header in headers] for row in rows])
+    print_table(headers, [[text(row[header]) for header in headers] for row in rows])
 
 
 def logs(
@@ -84,6 +84,7 @@ def compare(
 ) -> None:
     """Show where jobs differ: hyperparameters and metrics side by side."""
     from .tracking.comparing import compared
+    from .tracking.listing import text
     from .tracking.reading import load_job
 
     show_tracebacks(debug)
@@ -91,10 +92,10 @@ def compare(
     if as_json:
         print_json(told)
         return
-    print_table(["hyperparameter", *told["jobs"]], [[name, *map(_text, values)] for name, values in told["differing"].items()])
+    print_table(["hyperparameter", *told["jobs"]], [[name, *map(text, values)] for name, values in told["differing"].items()])
     shown = told["metrics"] if metric is None else {metric: told["metrics"][metric]}
     rows = [
-        [f"{name} ({key})", *("" if ends is None else _text(ends[key]) for ends in found)]
+        [f"{name} ({key})", *("" if ends is None else text(ends[key]) for ends in found)]
         for name, found in shown.items()
         for key in (("last",) if metric is None else ("last", "min", "max"))
     ]
@@ -113,18 +114,38 @@ def report(
     from . import storage
 
     show_tracebacks(debug)
-    text = _page(folder)
+    written = _page(folder)
     place = str(output) if output is not None else storage.join(folder, "report.html")
-    storage.put_bytes(place, text.encode())
+    storage.put_bytes(place, written.encode())
     if as_json:
         print_json({"report": place})
     else:
         typer.echo(place)
 
 
+def ui(
+    url: Annotated[str, typer.Argument(help="Folder or URL that holds jobs and sweeps.")] = "runs",
+    host: Annotated[str, typer.Option(help="Address to listen on. Whoever reaches it can read the jobs.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8765,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Serve a page that lists jobs and sweeps live and shows each: curves, findings, where time went. It changes nothing."""
+    from .tracking.server import Server
+
+    show_tracebacks(debug)
+    with Server(url, host, port) as server:
+        if as_json:
+            print_json({"url": server.url, "jobs": url})
+        else:
+            typer.echo(f"{server.url} shows the jobs of {url}; Ctrl-C ends it")
+        sys.stdout.flush()
+        server.serve()
+
+
 def add_to(app: typer.Typer) -> None:
     """Register the commands."""
-    for command in (jobs, logs, stop, compare, report):
+    for command in (jobs, logs, stop, compare, report, ui):
         app.command()(command)
 
 
@@ -139,27 +160,6 @@ def _page(folder: str) -> str:
 
         return sweep_page(folder, sweep)
     return page(load_job(folder))
-
-
-def _row(job: TrackedJob) -> dict[str, Any]:
-    status = job.status
-    metrics = status.get("metrics") or {}
-    name = next((n for n in metrics if n.startswith("validation:")), next(iter(metrics), None))
-    created, ended = status.get("created"), status.get("ended")
-    transitions = status.get("transitions") or []
-    seconds = None if created is None else (ended or time.time()) - created
-    return {
-        "name": job.name,
-        "algorithm": job.algorithm,
-        "status": job.state,
-        "step": status.get("step"),
-        "metric": None if name is None else f"{name}={_text(metrics[name])}",
-        "created": None if created is None else datetime.fromtimestamp(created).isoformat(" ", "seconds"),
-        "seconds": None if seconds is None else round(seconds, 1),
-        "billable": status.get("billable_seconds"),
-        "interruptions": sum(t.get("status") == "Interrupted" for t in transitions if isinstance(t, dict)),
-        "url": job.url,
-    }
 
 
 def _print_logs(job: TrackedJob, ranks: list[int], offsets: dict[int, int], *, last: bool, as_json: bool) -> None:
@@ -181,7 +181,3 @@ def _spark(values: list[float | None]) -> str:
         return ""
     low, high = min(finite), max(finite)
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (value - low) / (high - low or 1.0))] for value in finite)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -41,7 +41,7 @@ def page(job: TrackedJob) -> str:
     if phases:
         figures.append(("Where rank 0's steps spend their time", _phases(go, phases)))
     title = html.escape(job.name)
-    parts = [f"<h1>{title}</h1>", _table(_summary(job)), "<h2>Findings of rules</h2>", _findings(job.findings())]
+    parts = [f"<h1>{title}</h1>", _table(rows_or_less(job)), "<h2>Findings of rules</h2>", _findings(job.findings())]
     script = True  # plotly's own, once in the page
     for heading, figure in figures:
         parts += [f"<h2>{heading}</h2>", figure.to_html(full_html=False, include_plotlyjs=script)]
@@ -51,7 +51,8 @@ def page(job: TrackedJob) -> str:
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
 
-def _summary(job: TrackedJob) -> list[list[str]]:
+def rows_or_less(job: TrackedJob) -> list[list[str]]:
+    """Return (what, value) of a job; of a broken status.json as much as there is."""
     try:
         return rows_of(job.status)
     except (KeyError, TypeError, ValueError):  # an older or a broken status.json

@@ -90,6 +90,7 @@ def test_commands_and_options() -> None:
         "stop": ["--debug", "--json"],
         "compare": ["--debug", "--json", "--metric"],
         "report": ["--debug", "--json", "--output"],
+        "ui": ["--debug", "--host", "--json", "--port"],
         "checkpoints": ["--debug", "--json"],
         "show": ["--debug", "--json"],
         "predict": ["--accept", "--content-type", "--debug", "--input", "--output"],
