@@ -151,11 +151,12 @@ def jobs(url: str = "runs") -> list[TrackedJob]:
     Raises:
         UserError: there is no such local folder.
     """
-    found = [TrackedJob(place, _mapping(storage.read_json(storage.join(place, "status.json"))), {}) for place in _places(url)]
+    found = [TrackedJob(place, _mapping(storage.read_json(storage.join(place, "status.json"))), {}) for place in places(url)]
     return sorted(found, key=lambda job: (-_number(job.status.get("created")), job.name))
 
 
-def _places(url: str) -> list[str]:
+def places(url: str) -> list[str]:
+    """Return the folders below `url` (its own, in it, and in its sweeps) that hold a job."""
     if not storage.is_local(url):
         return _remote_places(url)
     root = storage.local_path(url)

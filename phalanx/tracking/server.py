@@ -22,7 +22,7 @@ from .. import storage
 from ..errors import PhalanxError, UserError
 from .listing import row_of
 from .page import rows_or_less
-from .reading import TrackedJob, jobs, load_job
+from .reading import TrackedJob, jobs, load_job, places
 from .summary import PARTS
 
 _POINTS = 2000  # of a curve, at most
@@ -120,11 +120,7 @@ class _Pages:
     def _of(self, url: str) -> TrackedJob:
         with self._lock:
             known = url in self._listed
-        if not known:
-            self.listed()
-            with self._lock:
-                known = url in self._listed
-        if not known:
+        if not known and url not in places(self._url):
             raise UserError(f"there is no job {storage.redact(url)} below {storage.redact(self._url)}")
         return load_job(url)
 
