@@ -10,7 +10,8 @@ EXTRAS = {
     "tune": ["optuna>=5", "pandas>=2.2", "plotly>=6"],
     "s3": ["s3fs>=2025.3"],
     "sklearn": [],  # scikit-learn is required anyway
-    "tracking": ["mlflow-skinny>=2.16", "tensorboard>=2.18"],
+    "wandb": ["wandb>=0.19"],
+    "tracking": ["mlflow-skinny>=3", "tensorboard>=2.18"],
 }
 TEST = [
     "pytest>=8",

@@ -35,6 +35,7 @@ from .cli_shared import (
     ResumeOption,
     RuleOption,
     SetOption,
+    SinkOption,
     SpotOption,
     TestOption,
     ThreadsOption,
@@ -118,6 +119,7 @@ def train(
     elastic: ElasticOption = None,
     micro_batches: MicroBatchesOption = 12,
     rule: RuleOption = None,
+    sink: SinkOption = None,
     profile: ProfileOption = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -148,6 +150,7 @@ def train(
         elastic=elastic,
         micro_batches=micro_batches,
         rules=rule or (),
+        sinks=sink or (),
         profile=profile,
     )
     _run(job, as_json)
@@ -194,6 +197,7 @@ def run(
     elastic: ElasticOption = None,
     micro_batches: MicroBatchesOption = 12,
     rule: RuleOption = None,
+    sink: SinkOption = None,
     profile: ProfileOption = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
@@ -245,6 +249,7 @@ def run(
         elastic=elastic,
         micro_batches=micro_batches,
         rules=rule or (),
+        sinks=sink or (),
         profile=profile,
     )
     _run(script, as_json)

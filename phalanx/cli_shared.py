@@ -65,6 +65,12 @@ RuleOption = Annotated[
     list[str] | None,
     typer.Option("--rule", help="Watches the run: overfit, overfit:patience=3,action=stop, or all; repeatable."),
 ]
+SinkOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sink", help="Where metrics also go: tensorboard, mlflow:uri=URL,experiment=NAME, wandb:project=NAME; repeatable."
+    ),
+]
 ProfileOption = Annotated[
     bool, typer.Option("--profile", help="Write a trace of every rank and a summary into the job's folder, under profile.")
 ]

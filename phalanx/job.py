@@ -27,6 +27,7 @@ from .tracking.console import Progress, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
 from .tracking.profile import ProfileRecord
 from .tracking.record import JobRecord
+from .tracking.sinks import Sinks
 from .tracking.watching import RuleWatch
 
 GRACE_SECONDS = 30.0
@@ -86,6 +87,7 @@ class TrainingJob:
             anyway, others are refused; the Trainer of a script gets the strategy `exact`. None: as algorithm and strategy are.
         micro_batches: that the Trainer of a script cuts every global batch into with elastic "exact"; a multiple of `workers`.
         rules: that watch the run, as "overfit", "overfit:patience=3,action=stop" or "all"; what they find is in findings.jsonl.
+        sinks: where metrics also go: "tensorboard", "mlflow:uri=http://host:5000,experiment=digits", "wandb:project=digits".
         profile: write a trace of every rank and a summary into `profile` in the job's folder.
     """
 
@@ -115,6 +117,7 @@ class TrainingJob:
     elastic: str | None = None
     micro_batches: int = 12
     rules: Sequence[str] = ()
+    sinks: Sequence[str] = ()
     profile: bool = False
 
     def __post_init__(self) -> None:
@@ -184,12 +187,14 @@ class _Run:
         self._rules = RuleWatch(
             job.rules, record.folder, self._warn, lambda why: stop.request(why, EXIT_SIGTERM), request.work.goals
         )
+        self._sinks = Sinks(job.sinks, request.url, record.folder, job.output, lambda text: progress.status("Sinks", text))
         self._profile = ProfileRecord(record.folder) if job.profile else None
 
     def run(self) -> JobResult:
         """Run to the end; raise the job's error with its result."""
         request, job = self._request, self._job
         self._record.write_job(self._resolved())
+        self._sinks.start()
         workers = (
             f"{job.workers} worker{'s' * (job.workers > 1)} with {request.threads} thread{'s' * (request.threads > 1)} each"
         )
@@ -344,7 +349,9 @@ class _Run:
         self._rules.close()
         if self._profile is not None:
             self._profile.write()
-        self._record.end(status, secondary, error)
+        ended = time.time()
+        self._sinks.close(status)  # before the record's last copy, which takes their files; their time is not the job's
+        self._record.end(status, secondary, error, at=ended)
         seen = self._record.status
         result = JobResult(
             name=self._request.name,
@@ -391,6 +398,7 @@ class _Run:
             "elastic": job.elastic,
             "micro_batches": job.micro_batches,
             "rules": list(job.rules),
+            "sinks": [storage.redact(sink) for sink in job.sinks],
             "profile": job.profile,
             "provenance": {
                 **code_and_versions(),

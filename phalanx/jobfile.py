@@ -48,6 +48,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "elastic": {"enum": [None, "exact"]},
     "micro_batches": {"type": "integer", "minimum": 1},
     "rules": {"type": "array", "items": {"type": "string"}},
+    "sinks": {"type": "array", "items": {"type": "string"}},
     "profile": {"type": "boolean"},
     "metric_definitions": {"type": "array", "maxItems": MAX_DEFINITIONS, "items": _METRIC},
 }

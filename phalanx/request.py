@@ -22,6 +22,7 @@ from .launch.local import LocalLauncher
 from .scripts.kept import kept_url
 from .spot import Spot
 from .tracking.rules import rules_of
+from .tracking.sinks import parsed
 from .work import AlgorithmWork, ScriptWork, Work
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def validated(job: TrainingJob) -> Request:
         raise UserError(f"elastic must be 'exact' or left out, not {job.elastic!r}")
     work = _work(job, launcher, inputs)
     _whole("max_restarts", job.max_restarts, 0)
-    _check_rules(job.rules)
+    _texts("rules", job.rules, "overfit")
+    rules_of(job.rules)
+    _check_sinks(job.sinks)
     if not isinstance(job.profile, bool):
         raise UserError(f"profile={job.profile!r} is not allowed: it is true or false")
     _whole("seed", job.seed, 0)
@@ -225,10 +228,16 @@ def _whole(name: str, value: Any, low: int) -> None:
         raise UserError(f"{name}={value!r} is not allowed: it must be a whole number of at least {low}")
 
 
-def _check_rules(given: Any) -> None:
-    if isinstance(given, str) or not isinstance(given, Sequence):
-        raise UserError(f"rules must be a list of texts, as ['overfit'], not {given!r}")
-    rules_of(given)
+def _texts(name: str, given: Any, example: str) -> None:
+    if isinstance(given, str) or not isinstance(given, Sequence) or not all(isinstance(text, str) for text in given):
+        raise UserError(f"{name} must be a list of texts, as ['{example}'], not {given!r}")
+
+
+def _check_sinks(given: Any) -> None:
+    _texts("sinks", given, "tensorboard")
+    names = [parsed(text)[0] for text in given]
+    if len(set(names)) < len(names):
+        raise UserError(f"a sink can be given once; there are {', '.join(names)}")
 
 
 def _seconds(name: str, value: float | None) -> None:

@@ -75,6 +75,12 @@ class TrackedJob:
         """Return every point of every metric, by name."""
         return curves_of(_bytes(storage.join(self.url, "metrics.jsonl")))
 
+    def points(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Return the lines of metrics.jsonl from byte `start` on and how many bytes they take, whole lines only."""
+        data = _bytes(storage.join(self.url, "metrics.jsonl"), start)
+        whole = data[: data.rfind(b"\n") + 1]
+        return _lines(whole), len(whole)
+
     def findings(self) -> list[dict[str, Any]]:
         """Return what rules found, oldest first."""
         return _lines(_bytes(storage.join(self.url, "findings.jsonl")))

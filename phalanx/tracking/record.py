@@ -154,8 +154,12 @@ class JobRecord:
             self._metrics_file.write(json.dumps({"step": step, "time": when, **metrics}) + "\n")
             self._metrics_file.flush()
 
-    def end(self, status: str, secondary: str, error: PhalanxError | None = None) -> None:
-        """Close the record: the final status, and `failure` with the root cause when there is one."""
+    def end(self, status: str, secondary: str, error: PhalanxError | None = None, *, at: float | None = None) -> None:
+        """Close the record: the final status, and `failure` with the root cause when there is one.
+
+        Args:
+            at: seconds since 1970 when the job ended; default: now.
+        """
         text = None if error is None else storage.redact(error.message)
         if status == "Failed" and error is not None:
             details = storage.redact(error.details)
@@ -163,7 +167,7 @@ class JobRecord:
                 f"{error.kind}: {text}\n" + (f"\n{details}" if details else ""), encoding="utf-8"
             )
         with self._lock:
-            now = time.time()
+            now = time.time() if at is None else at
             self._status["transitions"][-1]["end"] = now
             self._status["transitions"].append({"status": secondary, "start": now, "end": now, "message": text or ""})
             own = self._status["transitions"][self._earlier_transitions :]

@@ -28,7 +28,7 @@ def test_job_fields() -> None:
     assert [f.name for f in fields(phalanx.TrainingJob)] == [
         "algorithm", "inputs", "hyperparameters", "workers", "output", "name", "seed", "threads_per_worker", "launcher", "max_restarts",
         "max_runtime_s", "environment", "script", "source_dir", "arguments", "strategy", "metric_definitions", "checkpoints",
-        "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s", "elastic", "micro_batches", "rules", "profile",
+        "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s", "elastic", "micro_batches", "rules", "sinks", "profile",
     ]  # fmt: skip
     assert [f.name for f in fields(phalanx.Channel)] == ["url", "content_type", "spread", "mode", "compression"]
 
@@ -71,12 +71,12 @@ def test_commands_and_options() -> None:
         "train": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
             "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--micro-batches", "--name", "--notice", "--output", "--profile", "--resume", "--rule", "--seed",
-            "--set", "--spot", "--spot-prices", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
+            "--set", "--sink", "--spot", "--spot-prices", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
         ],
         "run": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
             "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--micro-batches", "--name", "--notice", "--output", "--profile", "--resume",
-            "--rule", "--schema", "--seed", "--set", "--source-dir", "--spot", "--spot-prices", "--strategy", "--test", "--threads-per-worker", "--train",
+            "--rule", "--schema", "--seed", "--set", "--sink", "--source-dir", "--spot", "--spot-prices", "--strategy", "--test", "--threads-per-worker", "--train",
             "--validation", "--workers",
         ],
         "tune": [
