@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, final
 
-from . import archive, environment, storage
+from . import archive, environment, pulse, storage
 from .contracts import Event, Launcher, WorkerSpec
 from .data.channel import Channel
 from .errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
@@ -275,6 +275,8 @@ class _Run:
         elif body["kind"] == "step":
             self._record.step(body["step"], body["time"], body["metrics"])
             self._progress.step(body["step"], body["metrics"], body["rows"], body["of"])
+        elif body["kind"] == pulse.KIND:
+            self._record.used(event.rank, event.time, body.get("used") or {})
         elif body["kind"] == "saved":
             self._record.saved(body)
         elif body["kind"] == "restored":

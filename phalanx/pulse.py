@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, final
 
+from .usage import Usage
+
 KIND = "alive"
 _IDLE = 0.2  # cores: a process that uses less while it is in one of the meeting places waits for its peers
 MEETING_PLACES = (  # code in which ranks wait for each other
@@ -130,11 +132,12 @@ def start(send: Callable[[Mapping[str, Any]], None], every_s: float) -> None:
         faulthandler.register(signal.SIGUSR1, file=2, all_threads=True)
     main, owner = threading.main_thread().ident, os.getpid()
     reader = Reader(now, lambda: _place(sys._current_frames().get(main or 0)))
+    used = Usage()
 
     def beat() -> None:
         while os.getpid() == owner:
             time.sleep(every_s)
-            send(reader.read())
+            send({**reader.read(), "used": used.read()})
 
     threading.Thread(target=beat, name="phalanx-pulse", daemon=True).start()
 

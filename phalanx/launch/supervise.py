@@ -273,6 +273,7 @@ class _Attempt:
             if kind == pulse.KIND:
                 if self._hangs is not None:
                     self._hangs.heard(happened.rank, happened.body)
+                self._on_event(happened)
                 return
             if kind != "failure":
                 if kind == "step" and isinstance(step, int):

@@ -1,4 +1,4 @@
-"""A job's record: `job.json`, `status.json`, `metrics.jsonl`, logs and `failure` in the job's folder.
+"""A job's record: `job.json`, `status.json`, `metrics.jsonl`, `resources.jsonl`, logs and `failure` in the job's folder.
 
 One process writes it (the one that called `TrainingJob.run()`). For an output URL that is no local folder the files grow in a
 scratch folder and are copied out at intervals and at the end.
@@ -148,6 +148,12 @@ class JobRecord:
         """Add a metric that a worker printed; `step` counts the values of this metric. May be called from another thread."""
         self._write_metrics(step, when, {name: value})
 
+    def used(self, rank: int, when: float, used: Mapping[str, float | None]) -> None:
+        """Add a line to resources.jsonl: what a rank used of its machine since its last one."""
+        if used:
+            with self._lock, (self.folder / "resources.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"time": when, "rank": rank, **used}) + "\n")
+
     def _write_metrics(self, step: int, when: float, metrics: Mapping[str, float | None]) -> None:
         with self._lock:
             self.metrics.update(metrics)
@@ -158,6 +164,9 @@ class JobRecord:
         """Close the record: the final status, and `failure` with the root cause when there is one.
 
         Args:
+            status: Completed, Failed or Stopped.
+            secondary: also MaxRuntimeExceeded.
+            error: the root cause.
             at: seconds since 1970 when the job ended; default: now.
         """
         text = None if error is None else storage.redact(error.message)

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any, final
 
-from .. import pulse
+from .. import pulse, usage
 from ..observing import PHASES
 
 EVERY_SECONDS = 0.01
@@ -180,9 +180,9 @@ class Machine:
         now = _cores()
         total, idle = now[0] - self._before[0], now[1] - self._before[1]
         self._before = now
-        gpu, gpu_memory = _gpu()
+        gpu, gpu_memory = usage.gpu()
         cpu = round(100 * (1 - idle / total), 1) if total > 0 else 0.0
-        return {"cpu": cpu, "gpu": gpu, "gpu_memory": gpu_memory, "memory": _resident()}
+        return {"cpu": cpu, "gpu": gpu, "gpu_memory": gpu_memory, "memory": usage.resident()}
 
 
 def phase_of(frame: FrameType | None, *, idle: bool) -> str:
@@ -222,24 +222,3 @@ def _cores() -> tuple[int, int]:
     except (OSError, ValueError):
         return 0, 0
     return sum(ticks), ticks[3] + ticks[4]
-
-
-def _resident() -> float:
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:
-            return float(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
-    except (OSError, ValueError, IndexError):
-        return 0.0
-
-
-def _gpu() -> tuple[float | None, float | None]:
-    """Return the use of this process's GPU and of its memory in percent; it is asked only where torch is loaded already."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available() or not torch.cuda.is_initialized():
-        return None, None
-    free, total = torch.cuda.mem_get_info()
-    memory = 100 * (1 - free / total)
-    try:
-        return float(torch.cuda.utilization()), memory
-    except (ImportError, ModuleNotFoundError, RuntimeError):  # nvidia-ml-py is not there
-        return None, memory
