@@ -25,6 +25,7 @@ from .request import Request, channel_of, claimed, mapping_of, validated
 from .spot import Spot
 from .tracking.console import Progress, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
+from .tracking.lineage import DataHashes
 from .tracking.profile import ProfileRecord
 from .tracking.record import JobRecord
 from .tracking.sinks import Sinks
@@ -201,7 +202,8 @@ class _Run:
         self._progress.started(request.name, f"{request.work.label} on {workers}, to {storage.redact(request.url)}")
         try:
             with stopping_on_signals(self._stop):
-                with Housekeeping(self._record, self._on_line, self._asked, request.work.keep), self._rules:
+                beside = Housekeeping(self._record, self._on_line, self._asked, request.work.keep)
+                with beside, DataHashes(request.files, self._record.folder), self._rules:
                     outcome = self._supervise()
                     self._keep_last()
                     artifact = self._publish(outcome)
@@ -404,6 +406,8 @@ class _Run:
             "profile": job.profile,
             "provenance": {
                 **code_and_versions(),
+                "code": request.work.code(),
+                "parents": [storage.redact(request.url)] if job.resume else [],
                 "data": {
                     name: {
                         "files": len(files),

@@ -16,6 +16,7 @@ from .data.channel import Channel, says
 from .data.formats import LIGHT_MODULES
 from .errors import UserError
 from .parallel.strategies import STRATEGIES, parsed
+from .provenance import code_version
 from .scripts import artifact, source
 from .scripts.forked import may_fork
 from .scripts.kept import KeptFiles, kept_url
@@ -58,6 +59,10 @@ class Work(Protocol):
 
     def described(self) -> dict[str, Json]:
         """Return what job.json says of it."""
+        ...
+
+    def code(self) -> dict[str, Json]:
+        """Return the version of the user's code, {} where it is none of theirs."""
         ...
 
     def begin(self, spec: WorkerSpec, job: Mapping[str, Json], scratch: Path, output: Path | None, keep: Keep) -> WorkerSpec:
@@ -147,6 +152,10 @@ class AlgorithmWork:
     def described(self) -> dict[str, Json]:
         """See `Work`."""
         return {"algorithm": self.label, "hyperparameters": hyperparameters.to_json(self._settings)}
+
+    def code(self) -> dict[str, Json]:
+        """See `Work`."""
+        return {}
 
     def begin(self, spec: WorkerSpec, job: Mapping[str, Json], scratch: Path, output: Path | None, keep: Keep) -> WorkerSpec:
         """See `Work`."""
@@ -244,6 +253,10 @@ class ScriptWork:
             "strategy": self._strategy,
             "metric_definitions": [{"name": d.name, "regex": d.regex.pattern} for d in self._wanted],
         }
+
+    def code(self) -> dict[str, Json]:
+        """See `Work`."""
+        return code_version(self._source.folder, self._source.script)
 
     def begin(self, spec: WorkerSpec, job: Mapping[str, Json], scratch: Path, output: Path | None, keep: Keep) -> WorkerSpec:
         """See `Work`."""

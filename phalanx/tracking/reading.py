@@ -85,6 +85,18 @@ class TrackedJob:
         """Return what rules found, oldest first."""
         return _lines(_bytes(storage.join(self.url, "findings.jsonl")))
 
+    def resources(self) -> list[dict[str, Any]]:
+        """Return what the ranks used of their machines, a line every few seconds of each, oldest first."""
+        return _lines(_bytes(storage.join(self.url, "resources.jsonl")))
+
+    def windows(self) -> list[dict[str, Any]]:
+        """Return what every rank did, a line every quarter of a second of each; nothing where the job had no `profile`."""
+        return _lines(_bytes(storage.join(self.url, "profile", "windows.jsonl")))
+
+    def data(self) -> list[dict[str, Any]]:
+        """Return the files of the job's channels: channel, file, bytes, xxh3_128 (None where it was not made)."""
+        return _lines(_bytes(storage.join(self.url, "data.jsonl")))
+
     def events(self, *, follow: bool = True) -> Iterator[JobEvent]:
         """Yield what has happened and, while the job runs, what happens; ends with the job.
 

@@ -3,7 +3,7 @@
 GET /                      the page (ui.html)
 GET /plotly.js             the installed plotly's script
 GET /api/jobs              {"url", "jobs": [row of `listing.row_of`], "sweeps": [row]}
-GET /api/job?url=URL       one listed job: summary, curves (thinned), statuses, goodput, findings, request
+GET /api/job?url=URL       one listed job: summary, figures of `figures.figures_of`, findings, request, ranks
 GET /api/log?url=URL&rank  the end of what a rank wrote
 """
 
@@ -20,12 +20,11 @@ from urllib.parse import parse_qs, urlsplit
 
 from .. import storage
 from ..errors import PhalanxError, UserError
+from .figures import figures_of
 from .listing import row_of
 from .page import rows_or_less
 from .reading import TrackedJob, jobs, load_job, places
-from .summary import PARTS
 
-_POINTS = 2000  # of a curve, at most
 _LOG_BYTES = 200_000  # of the end of a log
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
@@ -93,20 +92,12 @@ class _Pages:
     def job(self, url: str) -> dict[str, Any]:
         """Return all that the page shows of a job."""
         job = self._of(url)
-        curves = {}
-        for name, curve in job.curves().items():
-            thin = curve.thinned(_POINTS)
-            values = [None if value != value else float(value) for value in thin.values]
-            curves[name] = {"steps": thin.steps.tolist(), "values": values, "points": len(curve.steps)}
-        goodput = job.status.get("goodput") or {}
         return {
             "name": job.name,
             "status": job.state,
             "ended": job.ended,
             "summary": rows_or_less(job),
-            "curves": curves,
-            "transitions": job.status.get("transitions") or [],
-            "goodput": [[text, goodput[key]] for key, text in PARTS if key in goodput],
+            "figures": figures_of(job),
             "findings": job.findings(),
             "request": job.request,
             "ranks": job.ranks(),

@@ -97,7 +97,10 @@ def test_jobs_and_sweeps(server: Server, runs: Path) -> None:
 def test_one_job(server: Server, runs: Path) -> None:
     code, found = _get(server, f"/api/job?url={quote(str(runs / 'one'))}")
     assert code == 200
-    assert found["curves"]["train:msd"] == {"steps": [1, 2, 3, 4, 5], "values": [10, 5, 10 / 3, 2.5, 2], "points": 5}
+    figures = {figure["heading"]: figure["data"] for figure in found["figures"]}
+    (curve,) = figures["Curves"]
+    assert (curve["name"], curve["x"], curve["y"]) == ("train:msd", [1, 2, 3, 4, 5], [10, 5, 10 / 3, 2.5, 2])
+    assert [figures["Where rank 0's steps spend their time"][0][key] for key in ("name", "y")] == ["compute", [0.1] * 5]
     assert [finding["rule"] for finding in found["findings"]] == ["overfit"]
     assert ["status", "Completed (Completed)"] in found["summary"]
     code, log = _get(server, f"/api/log?url={quote(str(runs / 'one'))}&rank=0")
@@ -107,7 +110,7 @@ def test_one_job(server: Server, runs: Path) -> None:
 def test_a_broken_job_does_not_break_the_page(server: Server, runs: Path) -> None:
     code, found = _get(server, f"/api/job?url={quote(str(runs / 'half'))}")
     assert code in (200, 404)
-    assert "curves" in found or "no job" in found["error"]
+    assert "figures" in found or "no job" in found["error"]
 
 
 def test_only_what_is_listed_is_shown(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -147,7 +150,7 @@ def test_a_job_in_a_browser(server: Server, runs: Path, tmp_path: Path) -> None:
     page, console = _shown(server, tmp_path, "#job=" + quote(str(runs / "two"), safe=""))
     assert console == ""
     assert "<h1>two</h1>" in page
-    curves = page[page.index('id="curves"') : page.index('id="timeline"')]
+    curves = page[page.index(">Curves<") : page.index(">Statuses<")]
     assert re.search(r'class="js-line"[^>]* d="M[^"]*L', curves)  # a line is drawn
     assert "it rises" in page
     assert "first line" in page
