@@ -14,6 +14,7 @@ from .summary import PARTS
 
 _POINTS = 2000  # of a curve, at most
 _FEW = 50  # points are marked up to so many
+_SCALES = 30.0  # curves whose largest values differ by more are not drawn together at first
 _STRETCHES = 400  # of a rank's timeline, at most
 _USES = (
     ("cores", "cores in use", 1.0),
@@ -55,12 +56,20 @@ def _begun(job: TrackedJob) -> float:
 
 
 def _curves(curves: Mapping[str, Curve]) -> dict[str, Any]:
-    data = []
+    """Return one figure of all; what the first curve's scale would hide, and single points, wait in the legend."""
+    data: list[dict[str, Any]] = []
+    longest = max((len(curve.steps) for curve in curves.values()), default=0)
+    scale = 0.0
     for name, curve in curves.items():
         thin = curve.thinned(_POINTS)
         values = [None if value != value else float(value) for value in thin.values]
+        most = max((abs(value) for value in values if value is not None), default=0.0)
+        alike = not (scale and most) or scale / _SCALES <= most <= scale * _SCALES
+        shown = alike and (len(curve.steps) > 1 or longest == 1)
+        scale = scale or (most if shown else 0.0)
         mode = "lines+markers" if len(values) < _FEW else "lines"
-        data.append({"type": "scatter", "x": thin.steps.tolist(), "y": values, "name": name, "mode": mode})
+        line = {"type": "scatter", "x": thin.steps.tolist(), "y": values, "name": name, "mode": mode}
+        data.append(line if shown else {**line, "visible": "legendonly"})
     return _figure("Curves", data, 480, xaxis=_title("step"), showlegend=True)
 
 

@@ -29,6 +29,17 @@ def _drawn(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return {figure["heading"]: figure["data"] for figure in figures_of(load_job(str(folder)))}
 
 
+def test_curves_of_one_scale_are_shown_at_first(tmp_path: Path) -> None:
+    record = _job(tmp_path / "one")
+    for step in range(1, 4):
+        record.step(step, 100.0 + step, {"train:loss": 2.0 / step, "train:rate": 1e-4, "validation:loss": 3.0 / step})
+    record.step(4, 104.0, {"train:loss": None, "train:rows": 1.0})
+    record.end("Completed", "Completed")
+    shown = {line["name"]: line.get("visible", True) for line in _drawn(tmp_path / "one")["Curves"]}
+    wanted = {"train:loss": True, "train:rate": "legendonly", "validation:loss": True, "train:rows": "legendonly"}
+    assert shown == wanted
+
+
 def test_every_rank_has_a_row(tmp_path: Path) -> None:
     record = _job(tmp_path / "one")
     begun = record.status["transitions"][0]["start"]
