@@ -264,15 +264,20 @@ def predict(
     accept: Annotated[
         str, typer.Option(help="Of the answers: application/json, application/jsonlines, text/csv.")
     ] = "application/json",
+    as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Ask a model, over inputs of any size."""
     from .model import load, predict_file
 
     show_tracebacks(debug)
+    if as_json and output == "-":
+        raise UserError("--json tells where the answers are: give --output FILE; --accept application/json says how they look")
     with load(artifact) as model:
         rows = predict_file(model, input, output, content_type=content_type, accept=accept)
-    if output != "-":
+    if as_json:
+        print_json({"output": output, "answers": rows})
+    elif output != "-":
         typer.echo(f"{rows} answers in {output}", err=True)
 
 
@@ -349,11 +354,16 @@ def algorithms(
 def sample_data(
     name: Annotated[str, typer.Argument(help="iris, wine, breast_cancer, digits, diabetes.")],
     folder: Annotated[Path, typer.Argument(help="Where the files go.")],
+    as_json: Json = False,
 ) -> None:
     """Write a real data set that ships with scikit-learn as csv, libsvm and recordio-protobuf."""
     from .data.samples import write_sample
 
-    for path, what in write_sample(name, folder):
+    written = write_sample(name, folder)
+    if as_json:
+        print_json([{"file": str(path), "holds": what} for path, what in written])
+        return
+    for path, what in written:
         typer.echo(f"{path}  {what}")
 
 

@@ -56,9 +56,10 @@ def test_train_then_predict(cancer: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "demo" / "model.tar.gz") in trained.stdout
     answers = tmp_path / "answers.jsonl"
     arguments = ["--input", str(cancer / "test-features.csv"), "--accept", "application/jsonlines", "--output", str(answers)]
-    predicted = phalanx("predict", str(tmp_path / "demo" / "model.tar.gz"), *arguments)
+    predicted = phalanx("predict", str(tmp_path / "demo" / "model.tar.gz"), "--json", *arguments)
     assert predicted.returncode == 0, predicted.stderr
     scores = [json.loads(line)["score"] for line in answers.read_text().splitlines()]
+    assert json.loads(predicted.stdout) == {"output": str(answers), "answers": len(scores)}
     assert len(scores) == len((cancer / "test-features.csv").read_text().splitlines())
     assert all(0 <= score <= 1 for score in scores)
 
@@ -94,6 +95,7 @@ def test_a_job_file_runs_and_its_schema_is_printed(digits: Path, tmp_path: Path)
         (["predict", "nothing.tar.gz", "--input", "x.csv"], "nothing.tar.gz"),
         (["run", "nothing.yaml"], "no job file"),
         (["algorithms", "kmens"], "did you mean 'kmeans'"),
+        (["predict", "nothing.tar.gz", "--input", "x.csv", "--json"], "--output"),
         (["sample-data", "irises", "folder"], "iris"),
     ],
     ids=lambda value: " ".join(value[:2]) if isinstance(value, list) else "",
@@ -123,6 +125,12 @@ def test_algorithms_describes_every_hyperparameter() -> None:
     assert by_name["k"]["required"] is True
     assert by_name["mini_batch_size"]["default"] == 5000
     assert "mini_batch_size" in phalanx("algorithms", "kmeans").stdout
+
+
+def test_sample_data_names_its_files(tmp_path: Path) -> None:
+    listed = json.loads(phalanx("sample-data", "iris", str(tmp_path), "--json").stdout)
+    assert sorted(entry["file"] for entry in listed) == sorted(str(path) for path in tmp_path.iterdir())
+    assert all(entry["holds"] for entry in listed)
 
 
 def test_env_reports_versions_and_extras() -> None:

@@ -93,8 +93,8 @@ def test_commands_and_options() -> None:
         "ui": ["--debug", "--host", "--json", "--port"],
         "checkpoints": ["--debug", "--json"],
         "show": ["--debug", "--json"],
-        "predict": ["--accept", "--content-type", "--debug", "--input", "--output"],
+        "predict": ["--accept", "--content-type", "--debug", "--input", "--json", "--output"],
         "algorithms": ["--json"],
-        "sample-data": [],
+        "sample-data": ["--json"],
         "env": ["--json"],
     }  # fmt: skip
