@@ -1,6 +1,6 @@
 """The only reader and writer of `os.environ`: who am I in which group, and what a worker is told.
 
-Groups started by torchrun, Slurm, Open MPI or Horovod are recognised by their variables, in that order.
+Groups that others started are recognised by `groups`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import UserError
+from .groups import Group, group_of
 
 EVENTS_FD = "PHALANX_EVENTS_FD"  # where a command's session writes its events, one JSON object a line
 STRATEGY = "PHALANX_STRATEGY"  # of `phalanx run --strategy`, for the Trainer in a script
@@ -36,39 +36,47 @@ class Placement:
     local_rank: int
     master_addr: str
     master_port: int
+    local_size: int | None = None  # ranks on its machine; None: all, or not known
 
 
-_SCHEMES = (  # (rank, size, local rank) as each starter names them
-    ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-    ("HOROVOD_RANK", "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK"),
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
-)
+def group(environment: Mapping[str, str] | None = None) -> Group | None:
+    """Return the group that somebody started with this process in it, None when it stands alone.
+
+    Raises:
+        UserError: its variables contradict each other.
+    """
+    return group_of(os.environ if environment is None else environment)
 
 
 def placement(environment: Mapping[str, str] | None = None) -> Placement | None:
-    """Return this process's place in a group that somebody started, or None when it stands alone."""
-    env = os.environ if environment is None else environment
-    for rank_key, size_key, local_key in _SCHEMES:
-        if rank_key in env and size_key in env:
-            try:
-                rank, size, local = int(env[rank_key]), int(env[size_key]), int(env.get(local_key, "0"))
-                port = int(env.get("MASTER_PORT", "0"))
-            except ValueError as error:
-                raise UserError(f"{rank_key}, {size_key} and MASTER_PORT must be whole numbers: {error}") from None
-            if not 0 <= rank < size:
-                raise UserError(f"{rank_key}={rank} does not fit {size_key}={size}: it must be 0 to {size - 1}")
-            return Placement(rank, size, local, env.get("MASTER_ADDR", "127.0.0.1"), port)
-    return None
+    """Return this process's place in a group that somebody started, or None when it stands alone.
+
+    Where the starter says on which machine rank 0 is, but names no port to meet at, one is derived from the run.
+
+    Raises:
+        UserError: its variables contradict each other.
+    """
+    found = group(environment)
+    if found is None:
+        return None
+    port = found.port if found.port or found.address is None or not found.run else found.meeting_port("session")
+    return Placement(found.rank, found.size, found.local_rank, found.address or "127.0.0.1", port, found.local_size)
 
 
-def worker_variables(place: Placement, *, threads: int, attempt: int) -> dict[str, str]:
-    """Return what a worker of a local group finds in its environment, as torchrun sets it."""
+def worker_variables(place: Placement, *, threads: int, attempt: int, interface: str = "lo") -> dict[str, str]:
+    """Return what a worker finds in its environment, as torchrun sets it.
+
+    Args:
+        place: of the worker.
+        threads: that it may use.
+        attempt: counts restarts.
+        interface: the network interface at which it meets the others.
+    """
     return {
         "RANK": str(place.rank),
         "WORLD_SIZE": str(place.size),
         "LOCAL_RANK": str(place.local_rank),
-        "LOCAL_WORLD_SIZE": str(place.size),
+        "LOCAL_WORLD_SIZE": str(place.local_size or place.size),
         "GROUP_RANK": "0",
         "GROUP_WORLD_SIZE": "1",
         "ROLE_RANK": str(place.rank),
@@ -77,7 +85,8 @@ def worker_variables(place: Placement, *, threads: int, attempt: int) -> dict[st
         "MASTER_PORT": str(place.master_port),
         "TORCHELASTIC_RESTART_COUNT": str(attempt),
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        "GLOO_SOCKET_IFNAME": "lo",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",  # torchrun's own store is not at this address
+        "GLOO_SOCKET_IFNAME": interface,
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "OPENBLAS_NUM_THREADS": str(threads),
@@ -119,6 +128,7 @@ def describe_group(place: Placement) -> None:
     os.environ.setdefault("WORLD_SIZE", str(place.size))
     os.environ.setdefault("LOCAL_RANK", str(place.local_rank))
     os.environ.setdefault("MASTER_ADDR", place.master_addr)
+    os.environ.setdefault("MASTER_PORT", str(place.master_port))
 
 
 def checkpoint_variables(given: Mapping[str, Any] | None) -> dict[str, str]:

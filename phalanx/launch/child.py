@@ -34,6 +34,7 @@ class ChildRequest:
 
     rank: int
     size: int
+    local_rank: int
     attempt: int
     threads: int  # 0: no library is told, which would start some
     environment: Mapping[str, str]
@@ -186,7 +187,7 @@ def _context(request: ChildRequest, pipe: EventPipe, store: int | None) -> Worke
     return WorkerContext(
         rank=request.rank,
         size=request.size,
-        local_rank=request.rank,
+        local_rank=request.local_rank,
         threads=request.threads,
         attempt=request.attempt,
         payload=request.payload,

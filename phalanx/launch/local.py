@@ -121,13 +121,32 @@ class LocalWorkers:
         host = socket.gethostname()
         return [Member(w.rank, w.pid or 0, host) for w in self._workers]
 
-    def add(self, rank: int, spec: WorkerSpec, port: int, store: int | None) -> None:
-        """Ask the server for the worker of one rank."""
-        place = environment.Placement(rank, spec.workers, rank, LOOPBACK, port)
-        variables = environment.worker_variables(place, threads=spec.threads, attempt=spec.attempt)
+    def add(
+        self,
+        rank: int,
+        spec: WorkerSpec,
+        port: int,
+        store: int | None,
+        *,
+        place: environment.Placement | None = None,
+        interface: str = "lo",
+    ) -> None:
+        """Ask the server for the worker of one rank.
+
+        Args:
+            rank: in the group.
+            spec: the group.
+            port: where it meets on this machine.
+            store: a socket that listens there already.
+            place: where the group has other machines too; default: all of it is here.
+            interface: the network interface at which it meets the others.
+        """
+        place = place or environment.Placement(rank, spec.workers, rank, LOOPBACK, port)
+        variables = environment.worker_variables(place, threads=spec.threads, attempt=spec.attempt, interface=interface)
         request: dict[str, Any] = {
             "rank": rank,
             "size": spec.workers,
+            "local_rank": place.local_rank,
             "attempt": spec.attempt,
             "threads": spec.threads,
             "environment": {**environment.snapshot(), **variables, **(spec.environment or {})},

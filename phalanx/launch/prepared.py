@@ -91,6 +91,7 @@ class Template:
         request = {
             "rank": 0,
             "size": 1,
+            "local_rank": 0,
             "attempt": 0,
             "threads": 0,  # no library is told how many: that would start some of them
             "environment": {**environment.snapshot(), **variables},

@@ -19,7 +19,7 @@ PLACE = environment.Placement
             PLACE(1, 2, 1, "h", 7),
         ),
         ({"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}, PLACE(3, 4, 0, "127.0.0.1", 0)),
-        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}, PLACE(0, 1, 0, "127.0.0.1", 0)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_LOCALID": "0"}, PLACE(0, 1, 0, "127.0.0.1", 0, 1)),
         ({"HOROVOD_RANK": "0", "HOROVOD_SIZE": "2", "SLURM_PROCID": "5", "SLURM_NTASKS": "9"}, PLACE(0, 2, 0, "127.0.0.1", 0)),
     ],
 )
