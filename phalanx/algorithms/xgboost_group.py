@@ -20,7 +20,7 @@ from .. import environment
 from ..contracts import Array, Collective
 from ..errors import AlgorithmError, PhalanxError, PlatformError, Stopped, UserError, from_record, to_record
 from ..parallel.collective import together
-from .xgboost_sockets import Connections
+from ..parallel.connections import Connections
 
 T = TypeVar("T")
 _JOIN_S = 120  # for all ranks to come and to leave

@@ -19,6 +19,7 @@ from ..errors import UserError
 from . import checkpointing
 from .objective import (
     Objective,
+    apply_gradients,
     autocast,
     check_micro_batches,
     clip,
@@ -150,9 +151,10 @@ class DataParallelReplica:
             refuse_not_finite(loss_sum, losses, self._world)
         else:
             self._scaler.unscale_(self._optimizer)
-        norm = clip(self._parameters, recipe.clip_norm, wanted=False)
-        applied = self._update()
-        return StepOutput(loss_sum, None if norm is None else float(norm), applied)
+        norm = clip(self._parameters, recipe.clip_norm)
+        applied = apply_gradients(self._optimizer, self._scaler)
+        self._forget_gradients()
+        return StepOutput(loss_sum, norm, applied)
 
     def evaluate_step(self, micro_batches: Sequence[MicroBatch]) -> float:
         """See `contracts.Replica`."""
@@ -209,18 +211,6 @@ class DataParallelReplica:
             gradient_as_bucket_view=True,
             init_sync=False,
         )
-
-    def _update(self) -> bool:
-        """Step the optimizer; return whether it was applied."""
-        if not self._scaler.is_enabled():
-            self._optimizer.step()
-            self._forget_gradients()
-            return True
-        before = self._scaler.get_scale()
-        self._scaler.step(self._optimizer)
-        self._scaler.update()
-        self._forget_gradients()
-        return bool(self._scaler.get_scale() >= before)
 
     def _forget_gradients(self) -> None:
         """Do what the optimizer's own `zero_grad` does, at a fraction of its cost, unless it is one of its own kind."""

@@ -71,7 +71,7 @@ def initialize(recipe: Recipe, world: Collective, module: Any, optimizer: torch.
         "steps_per_print": None,
         "wall_clock_breakdown": False,
     }
-    with warnings.catch_warnings(), connections.noted():
+    with warnings.catch_warnings(), connections.groups.noted():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=config, dist_init_required=False)
     return engine
@@ -87,7 +87,7 @@ def join(world: Collective, device: torch.device) -> None:
         _last_group[:] = [group]
     if environment.get("LOCAL_RANK") is None:  # it insists on the variable
         environment.set_variable("LOCAL_RANK", "0")
-    with warnings.catch_warnings(), connections.noted():
+    with warnings.catch_warnings(), connections.groups.noted():
         warnings.simplefilter("ignore")
         deepspeed.comm.comm.init_distributed(verbose=False, auto_mpi_discovery=False)
 

@@ -140,10 +140,10 @@ class ExactReplica:
             parameter.grad = (sums.double() * scale).to(parameter.dtype) if wanted else None
         if float(seen[0]):
             self._exponent = exponent
-        norm = clip(self._parameters, recipe.clip_norm, wanted=False)
+        norm = clip(self._parameters, recipe.clip_norm)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return StepOutput(loss, None if norm is None else float(norm))
+        return StepOutput(loss, norm)
 
     def evaluate_step(self, micro_batches: Sequence[MicroBatch]) -> float:
         """See `contracts.Replica`."""

@@ -54,7 +54,7 @@ def _agreed(error: Exception, world: TorchCollective) -> Exception:
     record = {**to_record(error), "lost": _is_lost(error)}
     try:
         store.set(str(world.rank), json.dumps(record))
-        connections.cut(_port(store))
+        connections.groups.cut(_port(store))
         records = _collect(store, world)
         store.add("read", 1)
         if world.rank == 0:  # the store may live in this process

@@ -20,6 +20,7 @@ from ..errors import UserError
 from . import checkpointing
 from .objective import (
     Objective,
+    apply_gradients,
     check_micro_batches,
     evaluating,
     refuse_not_finite,
@@ -116,7 +117,8 @@ class FsdpReplica:
         else:
             refuse_not_finite(float(total), losses, self._world)
         norm = self._clip()
-        applied = self._update()
+        applied = apply_gradients(self._optimizer, self._scaler)
+        self._optimizer.zero_grad(set_to_none=True)
         return StepOutput(float(total), norm, applied)
 
     def evaluate_step(self, micro_batches: Sequence[MicroBatch]) -> float:
@@ -205,16 +207,6 @@ class FsdpReplica:
             return None
         norm = torch.nn.utils.clip_grad_norm_(self._parameters, largest)
         return float(full(norm))
-
-    def _update(self) -> bool:
-        before = self._scaler.get_scale() if self._scaler.is_enabled() else 0.0
-        if self._scaler.is_enabled():
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        else:
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return not self._scaler.is_enabled() or bool(self._scaler.get_scale() >= before)
 
 
 def _mesh(device: torch.device, size: int, replicas: int) -> DeviceMesh:

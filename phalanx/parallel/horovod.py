@@ -20,6 +20,7 @@ from ..errors import PlatformError, UserError
 from . import checkpointing, horovod_bootstrap
 from .objective import (
     Objective,
+    apply_gradients,
     autocast,
     check_micro_batches,
     clip,
@@ -117,8 +118,10 @@ class HorovodReplica:
             self._scaler.unscale_(self._optimizer)
         else:
             refuse_not_finite(total, losses, self._world)
-        norm = clip(self._parameters, recipe.clip_norm, wanted=False)
-        return StepOutput(total, None if norm is None else float(norm), self._update())
+        norm = clip(self._parameters, recipe.clip_norm)
+        applied = apply_gradients(self._optimizer, self._scaler)
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepOutput(total, norm, applied)
 
     def evaluate_step(self, micro_batches: Sequence[MicroBatch]) -> float:
         """See `contracts.Replica`."""
@@ -186,16 +189,6 @@ class HorovodReplica:
                 parameter.grad = unpacked
         self._flying.clear()
         return float(packed[0])
-
-    def _update(self) -> bool:
-        before = self._scaler.get_scale() if self._scaler.is_enabled() else 0.0
-        if self._scaler.is_enabled():
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        else:
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return not self._scaler.is_enabled() or bool(self._scaler.get_scale() >= before)
 
 
 def _on_gradient(parameter: torch.nn.Parameter, act: Any) -> Any:

@@ -101,7 +101,7 @@ def start(world: Collective, *, fusion_mb: float | None = None) -> None:
         for name, value in _variables(world).items():
             environment.set_variable(name, value)
     try:
-        with connections.noted():
+        with connections.groups.noted():
             hvd.init()
     except Exception as error:
         raise PlatformError(f"rank {world.rank} of {world.size} could not start Horovod: {error}") from error

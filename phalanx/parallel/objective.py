@@ -110,19 +110,25 @@ def check_micro_batches(micro_batches: Sequence[MicroBatch], recipe: Recipe) -> 
         raise ValueError(f"a step takes {recipe.accumulate} micro-batches, got {len(micro_batches)}")
 
 
-def clip(parameters: Sequence[torch.nn.Parameter], largest: float | None, *, wanted: bool = True) -> torch.Tensor | None:
-    """Clip the gradients to a global 2-norm of `largest`; return the norm before, None where nobody wants it."""
-    if largest is None:
-        if not wanted:
-            return None
-        grads = [p.grad for p in parameters if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads) if grads else torch.zeros(())
-    return torch.nn.utils.clip_grad_norm_(parameters, largest)
+def clip(parameters: Sequence[torch.nn.Parameter], largest: float | None) -> float | None:
+    """Clip the gradients to a global 2-norm of `largest`; return the norm before, None where there is nothing to clip to."""
+    return None if largest is None else float(torch.nn.utils.clip_grad_norm_(parameters, largest))
 
 
 def scaler_for(recipe: Recipe) -> torch.amp.GradScaler:
     """Return the scaler of fp16 losses; switched off in other precisions."""
     return torch.amp.GradScaler(recipe.device.type, enabled=recipe.precision == "fp16")
+
+
+def apply_gradients(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler) -> bool:
+    """Step the optimizer; return whether it was: gradients of fp16 that overflowed are left out, and the scale comes down."""
+    if not scaler.is_enabled():
+        optimizer.step()
+        return True
+    before = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
+    return bool(scaler.get_scale() >= before)
 
 
 def refuse_not_finite(loss: float, own: Sequence[torch.Tensor], world: Collective) -> None:

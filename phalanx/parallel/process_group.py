@@ -52,7 +52,7 @@ def world_of_environment(timeout_s: float = TIMEOUT_S) -> Collective:
             torch.cuda.set_device(device)
         environment.describe_group(place)
         try:
-            with connections.noted():
+            with connections.groups.noted():
                 dist.init_process_group(backend_for(device), timeout=timedelta(seconds=timeout_s))
         except RuntimeError as error:
             where = f"{place.master_addr}:{place.master_port}"
@@ -63,7 +63,7 @@ def world_of_environment(timeout_s: float = TIMEOUT_S) -> Collective:
         return Solo()
     address = place.master_addr if place else ""
     store = _c10d.distributed_c10d._get_default_store()
-    with connections.noted():
+    with connections.groups.noted():
         return TorchCollective.over(store, dist.get_rank(), dist.get_world_size(), address, timeout_s=timeout_s)
 
 
@@ -84,7 +84,7 @@ def ensure_default_group(world: Collective, device: torch.device) -> None:
     else:
         raise UserError(f"a torch strategy needs ranks that are processes, not {type(world).__name__}")
     limit = timedelta(seconds=TIMEOUT_S)
-    with connections.noted():
+    with connections.groups.noted():
         dist.init_process_group(backend_for(device), store=store, rank=world.rank, world_size=world.size, timeout=limit)
 
 

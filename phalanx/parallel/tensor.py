@@ -21,6 +21,7 @@ from . import checkpointing
 from .mesh import Mesh
 from .objective import (
     Objective,
+    apply_gradients,
     autocast,
     check_micro_batches,
     evaluating,
@@ -116,7 +117,9 @@ class TensorReplica:
         else:
             refuse_not_finite(total, losses, self._world)
         norm = self._clip()
-        return StepOutput(total, norm, self._update())
+        applied = apply_gradients(self._optimizer, self._scaler)
+        self._optimizer.zero_grad(set_to_none=True)
+        return StepOutput(total, norm, applied)
 
     def evaluate_step(self, micro_batches: Sequence[MicroBatch]) -> float:
         """See `contracts.Replica`."""
@@ -185,16 +188,6 @@ class TensorReplica:
             for grad in grads:
                 local(grad).mul_(largest / (norm + 1e-6))
         return norm
-
-    def _update(self) -> bool:
-        before = self._scaler.get_scale() if self._scaler.is_enabled() else 0.0
-        if self._scaler.is_enabled():
-            self._scaler.step(self._optimizer)
-            self._scaler.update()
-        else:
-            self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return not self._scaler.is_enabled() or bool(self._scaler.get_scale() >= before)
 
 
 def _is_cut(tensor: torch.Tensor) -> bool:

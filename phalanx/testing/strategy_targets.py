@@ -57,7 +57,7 @@ def prepared(case: Case, name: str, options: Mapping[str, Any], world: Collectiv
         activation_checkpointing=case.activation_checkpointing,
         seed=case.seed,
     )
-    with connections.noted():
+    with connections.groups.noted():
         return strategy_of(name, options).prepare(recipe, world)
 
 

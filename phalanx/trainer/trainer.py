@@ -146,7 +146,7 @@ class Trainer:
     def replica(self) -> Replica:
         """Collective at its first use. The module as the strategy trains it on this rank."""
         if self._replica is None:
-            with connections.noted():
+            with connections.groups.noted():
                 self._replica = self.strategy.prepare(self._recipe, self.world)
             if self._ema_decay is not None:
                 self._average = Average(self.module, self._ema_decay)
