@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, final
 from urllib.parse import urlsplit
 
-from .. import storage
+from .. import environment, storage
 from ..errors import UserError, nearest
 from .reading import TrackedJob
 
@@ -115,7 +114,7 @@ class MLflow:
         import mlflow
         from mlflow.entities import Param, RunTag
 
-        if self._uri is None and not os.environ.get("MLFLOW_TRACKING_URI"):
+        if self._uri is None and not environment.get("MLFLOW_TRACKING_URI"):
             if not storage.is_local(self._output):
                 raise UserError("mlflow needs its server where the output is no local folder: mlflow:uri=URL")
             self._uri = f"sqlite:///{storage.local_path(self._output).absolute() / 'mlflow.db'}"
@@ -163,7 +162,7 @@ class WandB:
         self._folder.mkdir(parents=True, exist_ok=True)
         offline = {"WANDB_ERROR_REPORTING": "false"} if self._mode == "offline" else {}
         self._feed = subprocess.Popen(
-            [sys.executable, "-m", "phalanx.tracking.wandb_feed"], env={**os.environ, **offline}, text=True,
+            [sys.executable, "-m", "phalanx.tracking.wandb_feed"], env={**environment.snapshot(), **offline}, text=True,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         resume = "allow" if state.get("run") and self._mode == "online" else None
