@@ -6,7 +6,6 @@ TrainingJob.run()  ->  launch.supervise(launcher, worker.main)  ->  algorithm.fi
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -22,6 +21,7 @@ from .launch.stopping import StopRequest, stopping_on_signals
 from .launch.supervise import Budget, Outcome, supervise
 from .provenance import code_and_versions
 from .request import Request, channel_of, claimed, mapping_of, validated
+from .scratch import Scratch
 from .spot import Spot
 from .tracking.console import Progress, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
@@ -165,9 +165,9 @@ class TrainingJob:
         shown = progress_for() if progress is True else Silent() if progress is False else progress
         earlier = claimed(self, request)
         record = JobRecord(request.url, name=request.name, algorithm=request.work.label, earlier=earlier)
-        with tempfile.TemporaryDirectory(prefix="phalanx-job-") as scratch:
+        with Scratch("job") as scratch:
             try:
-                return _Run(self, request, record, shown, Path(scratch), self._stop).run()
+                return _Run(self, request, record, shown, scratch, self._stop).run()
             finally:
                 record.close()
 

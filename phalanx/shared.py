@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from .contracts import Json, Shard
 from .data.channel import Channel, guess_content_type, parse_content_type
 from .data.shard import FileShard, open_shard
 from .errors import UserError
+from .scratch import Scratch
 
 _FORMATS = ("csv", "libsvm", "recordio", "jsonlines")  # whose readers start no threads that stay
 _PART_OF_MEMORY = 8  # of the machine's, all channels together may take one part
@@ -65,9 +65,9 @@ def prepare(payload: Json) -> None:
     key = _key(inputs, algorithm=algorithm, seed=payload["seed"], columns=columns)
     channels: dict[str, Shard] = {}
     width = columns if isinstance(columns, int) else None
-    with tempfile.TemporaryDirectory(prefix="phalanx-shared-") as scratch:
+    with Scratch("shared") as scratch:
         for name in sorted(inputs, key=lambda name: (name != "train", name)):
-            channels[name] = shard = _opened(name, inputs[name], algorithm, payload["seed"], width, Path(scratch))
+            channels[name] = shard = _opened(name, inputs[name], algorithm, payload["seed"], width, scratch)
             width = shard.columns if width is None else width
     _kept.key, _kept.channels = key, channels
     home = registry.entry(algorithm).prepares

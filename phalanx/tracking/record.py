@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from typing import Any, TextIO, final
 from .. import storage
 from ..contracts import Json, Member
 from ..errors import Interruption, PhalanxError
+from ..scratch import Scratch
 from ..spot import Spot
 from .goodput import Goodput
 
@@ -41,8 +41,8 @@ class JobRecord:
     def __init__(self, url: str, *, name: str, algorithm: str, earlier: Mapping[str, Any] | None = None) -> None:
         self.url = url
         self._local = storage.is_local(url)
-        self._scratch = None if self._local else tempfile.TemporaryDirectory(prefix="phalanx-record-")
-        self.folder = storage.local_path(url) if self._scratch is None else Path(self._scratch.name)
+        self._scratch = None if self._local else Scratch("record")
+        self.folder = storage.local_path(url) if self._scratch is None else self._scratch.path
         self.logs = self.folder / "logs"
         self.logs.mkdir(parents=True, exist_ok=True)
         self.metrics: dict[str, float | None] = dict(earlier["metrics"]) if earlier else {}
@@ -214,7 +214,7 @@ class JobRecord:
         """Give the scratch folder back."""
         self._metrics_file.close()
         if self._scratch is not None:
-            self._scratch.cleanup()
+            self._scratch.close()
 
     def _write_status(self) -> None:
         _write_json(self.folder / "status.json", self._status)

@@ -16,7 +16,6 @@ import mmap
 import os
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from ..data.channel import Channel
 from ..data.shard import open_shard
 from ..errors import Stopped, UserError, nearest, to_record
 from ..parallel.collective import Solo
+from ..scratch import Scratch
 from .measuring import Measuring
 from .saving import Saver
 from .session import WorkerSession
@@ -197,7 +197,7 @@ class _Channels(Mapping[str, Shard]):
         self._seed = seed
         self._threads = threads
         self._open: dict[str, Shard] = {}
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
 
     def __getitem__(self, name: str) -> Shard:
         """Collective at the first time for each name.
@@ -222,7 +222,7 @@ class _Channels(Mapping[str, Shard]):
 
     def _opened(self, name: str) -> Shard:
         if self._scratch is None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="phalanx-session-")
+            self._scratch = Scratch("session")
         return open_shard(
             name,
             self._channels[name],
@@ -230,7 +230,7 @@ class _Channels(Mapping[str, Shard]):
             size=self._world.size,
             seed=self._seed,
             gather=self._world.all_gather,
-            scratch=Path(self._scratch.name),
+            scratch=self._scratch.path,
             columns=None,
             index_base=1,
             threads=self._threads,

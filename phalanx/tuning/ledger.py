@@ -7,7 +7,6 @@ interrupted: its job's folder says how far it came.
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from .. import storage
 from ..contracts import Json
 from ..errors import UserError
+from ..scratch import Scratch
 from .ranges import Range, Values
 from .search import Directions, Known, coded, coded_name, decoded, distribution
 
@@ -62,7 +62,7 @@ class Ledger:
         self, folder: str, *, name: str, url: str | None, ranges: Mapping[str, Range], directions: Directions, resume: bool
     ) -> None:
         self._ranges = ranges
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
         self._sent: tuple[Path, str] | None = None  # a journal that is copied to a remote folder after every change
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
@@ -122,7 +122,7 @@ class Ledger:
         with contextlib.suppress(AttributeError):
             self._storage.remove_session()
         if self._scratch is not None:
-            self._scratch.cleanup()
+            self._scratch.close()
 
     def _remembered(self, trial: FrozenTrial) -> Remembered:
         values = trial.user_attrs.get("values")
@@ -147,8 +147,8 @@ class Ledger:
         if storage.is_local(url):
             path = storage.local_path(url)
         else:
-            self._scratch = tempfile.TemporaryDirectory(prefix="phalanx-sweep-")
-            path = Path(self._scratch.name) / JOURNAL
+            self._scratch = Scratch("sweep")
+            path = self._scratch.path / JOURNAL
             storage.fetch_file(url, path)
             self._sent = (path, url)
         mend(path)
