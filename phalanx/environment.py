@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import stat
 import threading
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ HEARTBEAT = "PHALANX_HEARTBEAT_S"  # how often a worker gives a sign of life; un
 CHECKPOINTS = "PHALANX_CHECKPOINTS"  # a folder that stays over a script's restarts
 _sending = threading.RLock()  # a signal handler that raises can leave a plain one held by its own thread
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
+_SECRET = re.compile("|".join(_SECRET_WORDS), re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,13 +192,13 @@ def get(name: str, default: str | None = None) -> str | None:
 def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
     """Return the values of variables that look like credentials by their name, longest first, for redaction."""
     env = os.environ if environment is None else environment
-    found = {v for k, v in env.items() if len(v) >= 6 and any(word in k.upper() for word in _SECRET_WORDS)}
+    found = {v for k, v in env.items() if len(v) >= 6 and _SECRET.search(k)}
     return sorted(found, key=len, reverse=True)
 
 
 def masked(environment: Mapping[str, str]) -> dict[str, str]:
     """Return `environment` as it may stand in job.json: values of credential-like names replaced by `***`."""
-    return {k: "***" if any(word in k.upper() for word in _SECRET_WORDS) else v for k, v in environment.items()}
+    return {k: "***" if _SECRET.search(k) else v for k, v in environment.items()}
 
 
 def masked_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ a default is required. Cross-field rules go into a `check(self) -> None` method 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import numbers
@@ -102,7 +103,7 @@ def parse(cls: type[H], given: Mapping[str, Any], *, owner: str) -> H:
     """
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     names = {alias: f.name for f in fields.values() for alias in (f.name, *_declared(f).aliases)}
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     values: dict[str, Any] = {}
     for key, value in given.items():
         key = str(key)  # YAML may make a number of a name
@@ -132,7 +133,7 @@ def to_json(hyperparameters: Any) -> dict[str, Any]:
 
 def describe(cls: type) -> list[Hyperparameter]:
     """Return every hyperparameter of `cls` in the order of declaration."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     result = []
     for f in dataclasses.fields(cls):
         declared = _declared(f)
@@ -157,7 +158,7 @@ def describe(cls: type) -> list[Hyperparameter]:
 
 def json_schema(cls: type) -> dict[str, Any]:
     """Return a JSON schema (draft 2020-12) of the object that `parse` takes."""
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     properties: dict[str, Any] = {}
     for f in dataclasses.fields(cls):
         declared = _declared(f)
@@ -169,6 +170,12 @@ def json_schema(cls: type) -> dict[str, Any]:
         properties[f.name] = entry
     required = [f.name for f in dataclasses.fields(cls) if _is_required(f)]
     return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+
+
+@functools.cache
+def _hints(cls: type) -> Mapping[str, Any]:
+    """Return the types of the fields; to evaluate them takes several milliseconds, and forked workers inherit the result."""
+    return typing.get_type_hints(cls)
 
 
 def _declared(field: dataclasses.Field[Any]) -> _Declared:
@@ -186,6 +193,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
     return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
 
 
+@functools.cache
 def _alternatives(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
 

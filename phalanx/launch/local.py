@@ -26,6 +26,7 @@ _READ = 1 << 16
 _PIPE = 1 << 20  # the most that the kernel lets an ordinary process keep in a pipe
 _MAX_LINE = 1 << 26
 _CLOSE_SECONDS, _CLOSE_POLL_SECONDS = 10.0, 0.1
+_GATHER_SECONDS = 0.02  # after some events the next are left to gather; that workers end is told at once
 
 
 @final
@@ -111,6 +112,8 @@ class LocalWorkers:
         self._server = server
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
+        self._ends = selectors.DefaultSelector()  # the pipes that tell of ends alone
+        self._gather_until = 0.0
         self._pending: deque[Event | Exit] = deque()
         self._kill_at: float | None = None
         self._closed = False
@@ -170,6 +173,8 @@ class LocalWorkers:
         ours, theirs = os.pipe()
         os.set_blocking(ours, False)
         self._selector.register(ours, selectors.EVENT_READ, (worker, kind))
+        if kind == "status":
+            self._ends.register(ours, selectors.EVENT_READ)
         return ours, theirs
 
     def await_pids(self) -> None:
@@ -182,7 +187,10 @@ class LocalWorkers:
 
     def poll(self, timeout_s: float) -> Sequence[Event | Exit]:
         """Return what happened, waiting at most `timeout_s` for something."""
-        deadline = time.monotonic() + timeout_s
+        now = time.monotonic()
+        deadline = now + timeout_s
+        if now < self._gather_until and self._ends.get_map():
+            self._ends.select(min(timeout_s, self._gather_until - now))
         while not self._pending:
             left = deadline - time.monotonic()
             if self._kill_at is not None:
@@ -195,6 +203,8 @@ class LocalWorkers:
                 break
         result = list(self._pending)
         self._pending.clear()
+        if result:
+            self._gather_until = time.monotonic() + _GATHER_SECONDS
         return result
 
     def stop(self, grace_s: float) -> None:
@@ -226,6 +236,7 @@ class LocalWorkers:
             self._drop(worker, "events")
             self._drop(worker, "status")
         self._selector.close()
+        self._ends.close()
         self._server.release()
 
     def _signal(self, number: signal.Signals) -> None:
@@ -302,6 +313,8 @@ class LocalWorkers:
         if fd is None:
             return
         self._selector.unregister(fd)
+        if kind == "status":
+            self._ends.unregister(fd)
         os.close(fd)
         if kind == "events":
             worker.events = None
