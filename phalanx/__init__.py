@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .cluster import Cluster as Cluster
     from .data.channel import Channel as Channel
     from .errors import AlgorithmError as AlgorithmError
     from .errors import PhalanxError as PhalanxError
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Channel": "data.channel",
+    "Cluster": "cluster",
     "AlgorithmError": "errors",
     "PhalanxError": "errors",
     "PlatformError": "errors",

@@ -329,6 +329,10 @@ class WorkerSpec:
     environment: Mapping[str, str] | None = None  # added to the launcher's own
     threads: int = 1  # for each worker
     folder: Path | None = None  # working directory of a command
+    least_workers: int | None = None  # a launcher without room for `workers` may start fewer, down to so many
+    scratch: Path | None = None  # folder that the workers need; one that is not shared is carried to them
+    brings: Sequence[str] = ()  # what workers leave below it for the launcher's side; "{attempt}" stands for the attempt
+    shared: Sequence[str] = ()  # paths that the workers must see as this process does
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ SEED = "PHALANX_SEED"
 SAVING = "PHALANX_CHECKPOINTING"  # JSON: where, when and what a script's session saves
 OBSERVE = "PHALANX_OBSERVE"  # JSON: what a worker measures of itself for rules and profiles
 HEARTBEAT = "PHALANX_HEARTBEAT_S"  # how often a worker gives a sign of life; unset: never
+HOSTS = "PHALANX_HOSTS"  # JSON: the addresses of all ranks, where a job spans machines
 CHECKPOINTS = "PHALANX_CHECKPOINTS"  # a folder that stays over a script's restarts
 _sending = threading.RLock()  # a signal handler that raises can leave a plain one held by its own thread
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
@@ -96,6 +97,17 @@ def worker_variables(place: Placement, *, threads: int, attempt: int, interface:
         "OMP_WAIT_POLICY": wait_policy(),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def host_variables(addresses: Sequence[str]) -> dict[str, str]:
+    """Return what tells a script's worker the addresses of all ranks, where these are on machines of their own."""
+    return {HOSTS: json.dumps(list(addresses))} if 1 < len(addresses) == len(set(addresses)) else {}
+
+
+def hosts() -> list[str] | None:
+    """Return the addresses of all ranks, None for a group on one machine."""
+    given = os.environ.get(HOSTS)
+    return None if given is None else [str(address) for address in json.loads(given)]
 
 
 def script_variables(*, seed: int, strategy: str | None, checkpoints: str) -> dict[str, str]:

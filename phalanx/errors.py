@@ -61,7 +61,7 @@ class PlatformError(PhalanxError):
 
 
 class Interruption(PlatformError):
-    """The platform took workers away, with notice: never the user's fault, and has a budget of restarts of its own."""
+    """The platform took workers away, with notice or with their node: never the user's fault, and has a budget of its own."""
 
 
 class Stopped(PhalanxError):
@@ -99,12 +99,14 @@ def to_record(error: BaseException) -> dict[str, Any]:
         kind, message, details = "PlatformError", f"out of memory: {error}", trace
     else:
         kind, message, details = "AlgorithmError", f"{type(error).__name__}: {error}", trace
-    return {"kind": kind, "message": message, "details": details, "time": time.time()}
+    record = {"kind": kind, "message": message, "details": details, "time": time.time()}
+    return {**record, "interruption": True} if isinstance(error, Interruption) else record
 
 
 def from_record(record: Mapping[str, Any]) -> PhalanxError:
     """Return the error that `to_record` wrote."""
-    error = error_of_kind(str(record["kind"]), str(record["message"]))
+    message = str(record["message"])
+    error = Interruption(message) if record.get("interruption") else error_of_kind(str(record["kind"]), message)
     error.details = str(record.get("details", ""))
     return error
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from . import archive, environment, pulse, storage
-from .contracts import Event, Launcher, WorkerSpec
+from .cluster import Cluster
+from .contracts import Event, Launcher, Member, WorkerSpec
 from .data.channel import Channel
 from .errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
 from .launch.interruptions import Watch
@@ -23,7 +24,7 @@ from .provenance import code_and_versions
 from .request import Request, channel_of, claimed, mapping_of, validated
 from .scratch import Scratch
 from .spot import Spot
-from .tracking.console import Progress, Silent, progress_for
+from .tracking.console import Progress, ShowsNodes, Silent, progress_for
 from .tracking.housekeeping import Housekeeping
 from .tracking.lineage import DataHashes
 from .tracking.profile import ProfileRecord
@@ -60,13 +61,12 @@ class TrainingJob:
         algorithm: name of a built-in or an installed algorithm (`phalanx algorithms`); or give a script.
         inputs: channel name -> `Channel` or URL; `train` is the one an algorithm learns from. A script may have none.
         hyperparameters: name -> value, typed or as text; a script gets them as arguments `--name value`.
-        workers: processes that train together.
+        workers: processes that train together; or a range as "2:4", of which a launcher starts as many as it has room for.
         output: folder or fsspec URL under which the job's own folder `output/name` is made.
         name: at most 63 characters; default: the algorithm and the time.
         seed: of everything random; the same seed, data and versions give the same artifact.
         threads_per_worker: default: cores // workers.
-        launcher: "local"; "ray": in a placement group of the Ray cluster that RAY_ADDRESS names, or of a private one, on this
-            machine; or an object with `start(spec)`.
+        launcher: "local"; "ray": on a Ray cluster, as `cluster` says; or an object with `start(spec)`.
         max_restarts: how often a failed worker group is started again.
         max_runtime_s: the job is stopped after so long; None for no limit.
         environment: variables added to the workers' environment.
@@ -90,12 +90,13 @@ class TrainingJob:
         rules: that watch the run, as "overfit", "overfit:patience=3,action=stop" or "all"; what they find is in findings.jsonl.
         sinks: where metrics also go: "tensorboard", "mlflow:uri=http://host:5000,experiment=digits", "wandb:project=digits".
         profile: write a trace of every rank and a summary into `profile` in the job's folder.
+        cluster: of launcher "ray": which one, what each worker gets, how they are spread.
     """
 
     algorithm: str | None = None
     inputs: Mapping[str, Channel | str] = field(default_factory=dict)
     hyperparameters: Mapping[str, Any] = field(default_factory=dict)
-    workers: int = 1
+    workers: int | str = 1
     output: str = "runs"
     name: str | None = None
     seed: int = 0
@@ -120,6 +121,7 @@ class TrainingJob:
     rules: Sequence[str] = ()
     sinks: Sequence[str] = ()
     profile: bool = False
+    cluster: Cluster | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         self._stop = StopRequest()
@@ -193,12 +195,11 @@ class _Run:
 
     def run(self) -> JobResult:
         """Run to the end; raise the job's error with its result."""
-        request, job = self._request, self._job
+        request = self._request
         self._record.write_job(self._resolved())
         self._sinks.start()
-        workers = (
-            f"{job.workers} worker{'s' * (job.workers > 1)} with {request.threads} thread{'s' * (request.threads > 1)} each"
-        )
+        count, threads = request.workers, request.threads
+        workers = f"{count} worker{'s' * (count.most > 1)} with {threads} thread{'s' * (threads > 1)} each"
         self._progress.started(request.name, f"{request.work.label} on {workers}, to {storage.redact(request.url)}")
         try:
             with stopping_on_signals(self._stop):
@@ -225,11 +226,12 @@ class _Run:
         request, job = self._request, self._job
         spot = request.spot
         if spot is not None:
-            self._record.bill(spot, job.workers)
+            self._record.bill(spot, request.workers.most)
         checkpoints = None if request.checkpoints is None else {**request.checkpoints, "begun": time.time()}
         limits = [s for s in (job.max_runtime_s, None if spot is None else spot.max_wait_s) if s is not None]
         spec = WorkerSpec(
-            workers=job.workers,
+            workers=request.workers.most,
+            least_workers=request.workers.least,
             log_folder=self._record.logs,
             attempt=0,
             environment={
@@ -238,6 +240,8 @@ class _Run:
                 **environment.observe_variables(self._observations()),
             },
             threads=request.threads,
+            scratch=self._scratch,
+            shared=self._shared(),
         )
         given: dict[str, Any] = {
             "name": request.name,
@@ -257,11 +261,23 @@ class _Run:
                 max_runtime_s=min(limits) if limits else None,
                 grace_s=GRACE_SECONDS if spot is None else spot.grace_s,
                 on_event=self._on_event,
-                on_group=self._record.group,
+                on_group=self._on_group,
                 on_retry=self._on_retry,
                 watch=watch,
                 hang_timeout_s=job.hang_timeout_s,
             )
+
+    def _shared(self) -> list[str]:
+        """Return the paths of this machine that workers read and write: they are theirs too, or the job cannot run there."""
+        request = self._request
+        urls = [url for channel in request.inputs.values() for url in channel.urls if not any(c in url for c in "*?[")]
+        paths = [str(storage.local_path(url).absolute()) for url in urls if storage.is_local(url)]
+        if request.checkpoints is not None and storage.is_local(request.checkpoints["url"]):
+            own = self._job.checkpoints is None
+            place = self._record.folder if own else storage.local_path(request.checkpoints["url"])
+            place.mkdir(parents=True, exist_ok=True)
+            paths.append(str(place.absolute()))
+        return paths + ([] if self._profile is None else [str(self._record.folder.absolute())])
 
     def _on_event(self, event: Event) -> None:
         body = event.body
@@ -293,6 +309,11 @@ class _Run:
             return wanted
         kinds = sorted({*wanted.get("kinds", ()), "windows"})
         return {**wanted, "kinds": kinds, "profile": {"folder": str(self._profile.folder.absolute())}}
+
+    def _on_group(self, members: Sequence[Member], attempt: int) -> None:
+        self._record.group(members, attempt)
+        if self._request.cluster is not None and isinstance(self._progress, ShowsNodes):
+            self._progress.nodes([member.host for member in members])
 
     def _on_retry(self, error: PhalanxError) -> None:
         self._record.interrupted(error)
@@ -386,7 +407,7 @@ class _Run:
             **request.work.described(),
             "inputs": inputs,
             "seed": job.seed,
-            "workers": job.workers,
+            "workers": request.workers.most if request.workers.least == request.workers.most else str(request.workers),
             "output": storage.redact(job.output),
             "threads_per_worker": request.threads,
             "launcher": job.launcher if isinstance(job.launcher, str) else type(job.launcher).__name__,
@@ -404,6 +425,7 @@ class _Run:
             "rules": list(job.rules),
             "sinks": [storage.redact(sink) for sink in job.sinks],
             "profile": job.profile,
+            "cluster": None if request.cluster is None else request.cluster.to_json(),
             "provenance": {
                 **code_and_versions(),
                 "code": request.work.code(),

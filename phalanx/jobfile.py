@@ -26,7 +26,7 @@ _METRIC: dict[str, Any] = {
 _KINDS: dict[str, dict[str, Any]] = {
     "algorithm": {"type": ["string", "null"]},
     "hyperparameters": {"type": "object"},
-    "workers": {"type": "integer", "minimum": 1},
+    "workers": {"type": ["integer", "string"], "minimum": 1, "pattern": r"^\d+(:\d+)?$"},
     "output": {"type": "string"},
     "name": {"type": ["string", "null"], "maxLength": 63},
     "seed": {"type": "integer", "minimum": 0},
@@ -50,6 +50,7 @@ _KINDS: dict[str, dict[str, Any]] = {
     "rules": {"type": "array", "items": {"type": "string"}},
     "sinks": {"type": "array", "items": {"type": "string"}},
     "profile": {"type": "boolean"},
+    "cluster": {"type": ["object", "null"]},
     "metric_definitions": {"type": "array", "maxItems": MAX_DEFINITIONS, "items": _METRIC},
 }
 

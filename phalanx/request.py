@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from . import registry, storage
 from .checkpoint.policy import Retention, parse_when
 from .checkpoint.store import checkpoints_at
+from .cluster import Cluster, Count, count_of
 from .contracts import Launcher
 from .data.channel import Channel
 from .errors import UserError, nearest
@@ -43,8 +44,10 @@ class Request:
     work: Work
     inputs: Mapping[str, Channel]
     files: Mapping[str, list[storage.File]]
-    threads: int
+    workers: Count
+    threads: int  # of each worker
     launcher: Launcher
+    cluster: Cluster | None  # of the launcher "ray"
     checkpoints: Mapping[str, Any] | None  # as `trainer.saving.Saver` takes them
     spot: Spot | None
     sources: Sequence[InterruptionSource]
@@ -58,13 +61,14 @@ def validated(job: TrainingJob) -> Request:
     """
     if job.algorithm is not None and job.script is None:
         registry.entry(job.algorithm)  # the name first: it is what one most easily gets wrong
-    _whole("workers", job.workers, 1)
-    launcher = _launcher(job.launcher)
+    cluster = _cluster(job)
+    workers = count_of("workers", job.workers) if cluster is None else cluster.workers(job.workers)
+    launcher = _launcher(job.launcher, cluster)
     inputs = {n: Channel(url=c) if isinstance(c, str) else c for n, c in mapping_of("inputs", job.inputs).items()}
     _whole("micro_batches", job.micro_batches, 1)
     if job.elastic not in (None, "exact"):
         raise UserError(f"elastic must be 'exact' or left out, not {job.elastic!r}")
-    work = _work(job, launcher, inputs)
+    work = _work(job, launcher, inputs, workers)
     _whole("max_restarts", job.max_restarts, 0)
     _texts("rules", job.rules, "overfit")
     rules_of(job.rules)
@@ -93,8 +97,10 @@ def validated(job: TrainingJob) -> Request:
         work=work,
         inputs=inputs,
         files=files,
-        threads=job.threads_per_worker or max(1, cores // job.workers),
+        workers=workers,
+        threads=job.threads_per_worker or max(1, cores // workers.most),
         launcher=launcher,
+        cluster=cluster,
         checkpoints=_checkpoints(job, name, url),
         spot=spot,
         sources=[] if spot is None else [source_of(text) for text in spot.notices],
@@ -145,7 +151,7 @@ def claimed(job: TrainingJob, request: Request) -> Mapping[str, Any] | None:
     return earlier
 
 
-def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel]) -> Work:
+def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel], workers: Count) -> Work:
     """Return what the workers are to do: exactly one of an algorithm and a script was given."""
     if (job.algorithm is None) == (job.script is None):
         given = "neither was given" if job.script is None else f"both were given: {job.algorithm} and {job.script}"
@@ -160,21 +166,21 @@ def _work(job: TrainingJob, launcher: Launcher, inputs: Mapping[str, Channel]) -
                 f"elastic='exact': what {job.algorithm} learns depends on the number of workers; it does not for {exact}, "
                 "nor for a script's phalanx.Trainer"
             )
-        return AlgorithmWork(job.algorithm, job.hyperparameters, workers=job.workers, inputs=inputs, prepare=launcher.prepare)
+        return AlgorithmWork(job.algorithm, job.hyperparameters, workers=workers.most, inputs=inputs, prepare=launcher.prepare)
     launcher.prepare(())  # its workers are forked from the warm server, to become interpreters of their own
     return ScriptWork(
         str(job.script),
         source_dir=job.source_dir,
         given=job.hyperparameters,
         arguments=job.arguments,
-        strategy=job.strategy if job.elastic is None else _exact(job),
+        strategy=job.strategy if job.elastic is None else _exact(job, workers),
         metric_definitions=job.metric_definitions,
         inputs=inputs,
         variables=list(job.environment),
     )
 
 
-def _exact(job: TrainingJob) -> str:
+def _exact(job: TrainingJob, workers: Count) -> str:
     """Return the strategy of a script whose result must not depend on the number of workers.
 
     Raises:
@@ -182,12 +188,23 @@ def _exact(job: TrainingJob) -> str:
     """
     if job.strategy not in (None, "ddp", "exact"):
         raise UserError(f"elastic='exact' is the strategy 'exact'; strategy='{job.strategy}' was given as well: leave one out")
-    if job.micro_batches % job.workers:
-        raise UserError(f"micro_batches={job.micro_batches} is no multiple of workers={job.workers}, who share them evenly")
+    for count in range(workers.least, workers.most + 1):
+        if job.micro_batches % count:
+            raise UserError(f"micro_batches={job.micro_batches} is no multiple of workers={count}, who share them evenly")
     return f"exact:micro_batches={job.micro_batches}"
 
 
-def _launcher(given: str | Launcher) -> Launcher:
+def _cluster(job: TrainingJob) -> Cluster | None:
+    if job.cluster is None:
+        return Cluster() if job.launcher == "ray" else None
+    if isinstance(job.launcher, str) and job.launcher != "ray":
+        raise UserError(
+            f"cluster says where on a Ray cluster the workers run, and the launcher is {job.launcher}: give launcher 'ray'"
+        )
+    return options(Cluster, "cluster", job.cluster)
+
+
+def _launcher(given: str | Launcher, cluster: Cluster | None) -> Launcher:
     if not isinstance(given, str):
         return given
     if given not in _LAUNCHERS:
@@ -198,7 +215,7 @@ def _launcher(given: str | Launcher) -> Launcher:
         raise UserError("launcher 'ray' needs Ray: pip install 'phalanx[ray]'")
     from .launch.ray import RayLauncher  # Ray takes a second to load
 
-    return RayLauncher()
+    return RayLauncher(cluster)
 
 
 def channel_of(name: str, given: Any) -> Channel:

@@ -161,7 +161,8 @@ class AlgorithmWork:
         """See `Work`."""
         self._scratch = scratch
         payload = {"job": {**self.described(), **job}, "scratch": str(scratch)}
-        return replace(spec, target="phalanx.worker:main", payload=payload, preload=self.preload)
+        brings = ("attempt-{attempt}/model", "attempt-{attempt}/output")
+        return replace(spec, target="phalanx.worker:main", payload=payload, preload=self.preload, brings=brings)
 
     def launcher(self, inner: Launcher) -> Launcher:
         """See `Work`."""
@@ -284,7 +285,8 @@ class ScriptWork:
         ).write(folders.plan)
         self._may_fork = bool(job["restarts"]) and may_fork(self._variables, self._source.requirements)
         command = [sys.executable, "-P", "-m", "phalanx.scripts.start", str(scratch)]
-        return replace(spec, command=command, folder=folders.code)
+        brings = ("attempt-{attempt}/model", "attempt-{attempt}/output", folders.checkpoints.name)
+        return replace(spec, command=command, folder=folders.code, brings=brings)
 
     def launcher(self, inner: Launcher) -> Launcher:
         """See `Work`."""

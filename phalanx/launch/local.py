@@ -64,6 +64,7 @@ class LocalLauncher:
         except (TypeError, ValueError) as error:
             raise AlgorithmError(f"the workers' payload must be JSON values: {error}") from None
         spec.log_folder.mkdir(parents=True, exist_ok=True)
+        spec = _within_cores(spec)
         try:
             with socket.create_server((LOOPBACK, 0), backlog=spec.workers + 8) as listener:
                 return self._start(spec, listener, server)
@@ -320,6 +321,14 @@ class LocalWorkers:
             worker.events = None
         else:
             worker.status = None
+
+
+def _within_cores(spec: WorkerSpec) -> WorkerSpec:
+    """Return the group with as many of an elastic job's workers as this machine has cores for."""
+    if spec.least_workers is None or spec.least_workers >= spec.workers:
+        return spec
+    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+    return replace(spec, workers=max(spec.least_workers, min(spec.workers, cores // spec.threads)))
 
 
 def _parse(rank: int, line: bytes) -> Event | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -91,6 +91,9 @@ def root_cause(events: Sequence[Event], exits: Sequence[Exit], log_tail: Callabl
     declared = sorted((_declared(event) for event in events), key=lambda found: found.time)
     for found in declared:
         if isinstance(found.error, (UserError, AlgorithmError)):
+            return found.error
+    for found in declared:
+        if isinstance(found.error, Interruption):  # a node was lost: all else follows from it
             return found.error
     spoken = {event.rank for event in events}
     crashes = sorted((e for e in exits if e.code != 0 and e.rank not in spoken), key=lambda e: (e.code >= 0, e.time))
@@ -239,6 +242,7 @@ class _Attempt:
                 return Interruption("worker group: interrupted while it started" if notice is None else _announced(notice))
             return None
         try:
+            self._left = len(workers.members)  # an elastic group may have fewer than it was asked for
             on_group(workers.members, self._spec.attempt)
             if self._hang_timeout_s is not None:
                 self._hangs = HangWatch(workers.members, self._hang_timeout_s)
@@ -292,7 +296,7 @@ class _Attempt:
             self._exits.append(happened)
         if self._failed_at is None:
             self._failed_at = time.monotonic()
-            is_crash = isinstance(happened, Exit) and happened.code < 0
+            is_crash = happened.code < 0 if isinstance(happened, Exit) else is_interruption(happened)
             self._declare_s = _FOLLOW_SECONDS if is_crash else _DECLARE_SECONDS
 
     def _check_limit(self, workers: Workers) -> None:
@@ -371,6 +375,12 @@ def _declared(event: Event) -> _Declared:
     except (KeyError, TypeError, ValueError, AttributeError):  # a command wrote it by hand
         error = AlgorithmError(f"worker {event.rank} declared a failure: {json.dumps(event.body)[:_SHOWN]}")
         return _Declared(event.rank, event.time, error)
+
+
+def is_interruption(event: Event) -> bool:
+    """Return whether a failure says that the platform took a worker away."""
+    record = event.body.get("error")
+    return isinstance(record, Mapping) and bool(record.get("interruption"))
 
 
 def _crash(seen: Exit, tail: str) -> PhalanxError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path, PurePosixPath
 
 from .. import storage
@@ -31,6 +32,7 @@ def lay_out(plan: Plan, folders: Folders) -> None:
         if channel.spread == "shard":
             for rank in range(plan.workers):
                 target = folders.shard(name, rank)
+                shutil.rmtree(target, ignore_errors=True)  # of another number of workers
                 target.mkdir(parents=True, exist_ok=True)
                 for relative in files[rank :: plan.workers]:
                     _link(folders.channel(name) / relative, target / relative)

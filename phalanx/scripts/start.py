@@ -12,7 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .. import environment, storage
@@ -58,7 +58,7 @@ def ready(scratch: Path) -> Ready:
     """
     place = environment.placement() or environment.Placement(0, 1, 0, "127.0.0.1", 0)
     folders = Folders(scratch, int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0))
-    plan = Plan.read(folders.plan)
+    plan = replace(Plan.read(folders.plan), workers=place.size)  # an elastic group may be smaller than was planned
     given = {name: decoded(value) for name, value in plan.hyperparameters.items()}
     if place.rank == 0:
         _send({"kind": "phase", "phase": "Downloading"})
@@ -83,7 +83,7 @@ def _prepared(plan: Plan, folders: Folders, given: Mapping[str, Json], *, is_fir
     try:
         folders.make()
         Path(plan.checkpoints).mkdir(parents=True, exist_ok=True)
-        if not (folders.config / "channels.json").exists():  # of an attempt before
+        if _laid_out_for(folders) != plan.workers:  # by an attempt before
             channels.lay_out(plan, folders)
             write_config(plan, folders, given)
             _note_import_path(folders)
@@ -94,6 +94,15 @@ def _prepared(plan: Plan, folders: Folders, given: Mapping[str, Json], *, is_fir
         raise
     _tell(told, {"overlay": overlay, "error": None})
     return overlay
+
+
+def _laid_out_for(folders: Folders) -> int | None:
+    """Return for how many workers an attempt before has laid the channels out, None where none has."""
+    try:
+        json.loads((folders.config / "channels.json").read_text(encoding="utf-8"))  # written last
+        return len(json.loads((folders.config / "resourceconfig.json").read_text(encoding="utf-8"))["hosts"])
+    except (OSError, ValueError):
+        return None
 
 
 def _tell(path: Path, answer: Json) -> None:

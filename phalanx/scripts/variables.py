@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from .. import environment
 from ..contracts import Json
 from .plan import Folders, Plan
 
@@ -66,7 +67,7 @@ def variables(plan: Plan, folders: Folders, rank: int, given: Mapping[str, Json]
         "current_host_rank": rank,
         "host_count": len(hosts),
         "master_addr": hosts[0],
-        "network_interface_name": _INTERFACE,
+        "network_interface_name": environment.get("GLOO_SOCKET_IFNAME", _INTERFACE),
         "current_instance_type": _INSTANCE,
         "current_instance_group": _GROUP,
         "current_instance_group_hosts": hosts,
@@ -119,7 +120,10 @@ def variables(plan: Plan, folders: Folders, rank: int, given: Mapping[str, Json]
 
 
 def host_names(workers: int) -> list[str]:
-    """Return a host name for every rank: loopback addresses, which differ and can all be reached."""
+    """Return a host name for every rank: its machine's address where each has one, else loopback ones, which differ too."""
+    given = environment.hosts()
+    if given is not None and len(given) == workers:
+        return given
     return [f"127.0.{(rank + 1) // 250}.{(rank + 1) % 250}" if rank else "127.0.0.1" for rank in range(workers)]
 
 

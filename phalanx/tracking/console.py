@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
-from typing import Protocol, TextIO, final
+from collections.abc import Mapping, Sequence
+from typing import Protocol, TextIO, final, runtime_checkable
 
 from rich.console import Console
 from rich.live import Live
@@ -24,6 +24,15 @@ class Progress(Protocol):
     def step(self, step: int, metrics: Mapping[str, float | None], rows: int, total_steps: int | None) -> None: ...
     def log(self, rank: int, line: str) -> None: ...
     def ended(self) -> None: ...
+
+
+@runtime_checkable
+class ShowsNodes(Protocol):
+    """A `Progress` that says where a worker's line comes from: `[node:rank]` in place of `[rank]`."""
+
+    def nodes(self, names: Sequence[str]) -> None:
+        """Take the names of the ranks' nodes."""
+        ...
 
 
 def progress_for(stream: TextIO | None = None) -> Progress:
@@ -87,6 +96,7 @@ class PlainProgress:
         self._rate = _Rate()
         self._shown = 0.0
         self._pending = ""
+        self._nodes: Sequence[str] = ()
 
     def started(self, name: str, headline: str) -> None:
         """Say what begins."""
@@ -107,7 +117,11 @@ class PlainProgress:
 
     def log(self, rank: int, line: str) -> None:
         """Show a worker's line."""
-        self._line(f"[{rank}] {line}")
+        self._line(f"{_prefix(self._nodes, rank)} {line}")
+
+    def nodes(self, names: Sequence[str]) -> None:
+        """See `ShowsNodes`."""
+        self._nodes = names
 
     def ended(self) -> None:
         """Show what was held back."""
@@ -135,6 +149,7 @@ class LiveProgress:
         self._bar = ""
         self._metrics = ""
         self._speed = ""
+        self._nodes: Sequence[str] = ()
         self._live = Live(self._render(), console=self._console, refresh_per_second=8, transient=True)
 
     def started(self, name: str, headline: str) -> None:
@@ -162,7 +177,12 @@ class LiveProgress:
 
     def log(self, rank: int, line: str) -> None:
         """Show a worker's line above the live one."""
-        self._console.print(Text.assemble((f"[{rank}] ", _RANK_STYLES[rank % len(_RANK_STYLES)]), line))
+        prefix = f"{_prefix(self._nodes, rank)} "
+        self._console.print(Text.assemble((prefix, _RANK_STYLES[rank % len(_RANK_STYLES)]), line))
+
+    def nodes(self, names: Sequence[str]) -> None:
+        """See `ShowsNodes`."""
+        self._nodes = names
 
     def ended(self) -> None:
         """Leave the last state of the live line standing."""
@@ -178,6 +198,10 @@ class LiveProgress:
         texts = (Text(self._status, "bold cyan"), Text(self._bar, "cyan"), Text(self._step), Text(self._metrics))
         grid.add_row(*texts, Text(self._speed, "dim"))
         return grid
+
+
+def _prefix(nodes: Sequence[str], rank: int) -> str:
+    return f"[{nodes[rank]}:{rank}]" if rank < len(nodes) else f"[{rank}]"
 
 
 def _short(number: float) -> str:

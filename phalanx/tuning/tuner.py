@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from .. import storage
+from ..cluster import count_of
 from ..contracts import Json
 from ..data.channel import Channel
 from ..errors import EXIT_SIGTERM, AlgorithmError, UserError, nearest
@@ -348,7 +349,8 @@ def _room(job: TrainingJob, wanted: int, memory_gb: float | None, deterministic:
     if not isinstance(job.launcher, str):
         return wanted, job.threads_per_worker or 1, f"{wanted} at once, on workers of the launcher given"
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
-    least = job.workers * (job.threads_per_worker or 1)
+    workers = count_of("workers", job.workers).most
+    least = workers * (job.threads_per_worker or 1)
     slots, why = max(1, min(wanted, cores // least)), f"{cores} cores"
     if memory_gb is not None:
         if not memory_gb > 0:
@@ -357,9 +359,9 @@ def _room(job: TrainingJob, wanted: int, memory_gb: float | None, deterministic:
         if memory_gb > total:
             raise UserError(f"memory_per_job_gb={memory_gb:g}: this machine has {total:.1f} GiB")
         slots, why = min(slots, int(total // memory_gb)), f"{why} and {total:.1f} GiB"
-    threads = job.threads_per_worker or (1 if deterministic else max(1, cores // (slots * job.workers)))
+    threads = job.threads_per_worker or (1 if deterministic else max(1, cores // (slots * workers)))
     fewer = "" if slots == wanted else f" (not {wanted})"
-    return slots, threads, f"{slots} at once{fewer}, {job.workers} x {threads} threads each: this machine has {why}"
+    return slots, threads, f"{slots} at once{fewer}, {workers} x {threads} threads each: this machine has {why}"
 
 
 def _rule(

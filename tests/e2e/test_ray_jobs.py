@@ -13,9 +13,9 @@ import pytest
 
 ray = pytest.importorskip("ray")
 
-from ray.cluster_utils import Cluster  # noqa: E402
+from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
 
-from phalanx import TrainingJob, UserError  # noqa: E402
+from phalanx import Cluster, TrainingJob, UserError  # noqa: E402
 from phalanx.contracts import WorkerSpec  # noqa: E402
 from phalanx.launch.ray import RayLauncher, RayWorkers  # noqa: E402
 
@@ -34,7 +34,7 @@ if session.world.rank == 0:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    nodes = RayCluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
     try:
         nodes.add_node(num_cpus=2)
         ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
@@ -69,7 +69,7 @@ class KillsOnce:
     """A launcher whose first group loses rank 1 as soon as it is there."""
 
     def __init__(self) -> None:
-        self._inner = RayLauncher(strategy="STRICT_SPREAD")
+        self._inner = RayLauncher(Cluster(placement="STRICT_SPREAD"))
         self.nodes: list[int] = []
 
     def prepare(self, preload: object) -> None: ...

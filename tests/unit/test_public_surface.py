@@ -15,7 +15,7 @@ from phalanx import registry
 
 def test_names() -> None:
     assert phalanx.__all__ == [
-        "AlgorithmError", "Categorical", "Channel", "Completion", "Continuous", "EarlyStopping", "History", "Integer", "JobResult", "Model",
+        "AlgorithmError", "Categorical", "Channel", "Cluster", "Completion", "Continuous", "EarlyStopping", "History", "Integer", "JobResult", "Model",
         "PhalanxError", "PlatformError", "Spot", "Stopped", "Trainer", "TrainingJob", "Tuner", "UserError", "WarmStart", "__version__",
         "load", "session",
     ]  # fmt: skip
@@ -28,7 +28,7 @@ def test_job_fields() -> None:
     assert [f.name for f in fields(phalanx.TrainingJob)] == [
         "algorithm", "inputs", "hyperparameters", "workers", "output", "name", "seed", "threads_per_worker", "launcher", "max_restarts",
         "max_runtime_s", "environment", "script", "source_dir", "arguments", "strategy", "metric_definitions", "checkpoints",
-        "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s", "elastic", "micro_batches", "rules", "sinks", "profile",
+        "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s", "elastic", "micro_batches", "rules", "sinks", "profile", "cluster",
     ]  # fmt: skip
     assert [f.name for f in fields(phalanx.Channel)] == ["url", "content_type", "spread", "mode", "compression"]
 
@@ -64,20 +64,23 @@ def test_algorithms() -> None:
 def test_commands_and_options() -> None:
     code = (
         "import json, typer; from phalanx.cli import app; g = typer.main.get_command(app)\n"
-        "print(json.dumps({n: sorted(o for p in c.params for o in p.opts if o.startswith('--')) for n, c in g.commands.items()}))"
+        "commands = dict(g.commands)\n"
+        "commands |= {'cluster ' + n: c for n, c in commands.pop('cluster').commands.items()}\n"
+        "print(json.dumps({n: sorted(o for p in c.params for o in p.opts if o.startswith('--')) for n, c in commands.items()}))"
     )
     shown = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert shown == {
         "train": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
-            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--micro-batches", "--name", "--notice", "--output", "--profile", "--resume", "--rule", "--seed",
-            "--set", "--sink", "--spot", "--spot-prices", "--test", "--threads-per-worker", "--train", "--validation", "--workers",
+            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--micro-batches", "--name", "--nodes", "--notice", "--output", "--placement", "--profile", "--ray-address", "--resume", "--rule", "--seed",
+            "--set", "--ship", "--sink", "--spot", "--spot-prices", "--start-timeout", "--test", "--threads-per-worker", "--train", "--validation", "--worker-cpus",
+            "--worker-gpus", "--worker-memory", "--worker-resource", "--workers", "--workers-per-node",
         ],
         "run": [
             "--channel", "--checkpoint-every", "--checkpoints", "--content-type", "--debug", "--elastic", "--env", "--hang-timeout", "--json", "--keep",
-            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--micro-batches", "--name", "--notice", "--output", "--profile", "--resume",
-            "--rule", "--schema", "--seed", "--set", "--sink", "--source-dir", "--spot", "--spot-prices", "--strategy", "--test", "--threads-per-worker", "--train",
-            "--validation", "--workers",
+            "--launcher", "--max-interruptions", "--max-restarts", "--max-runtime", "--max-wait", "--metric", "--micro-batches", "--name", "--nodes", "--notice", "--output", "--placement", "--profile", "--ray-address", "--resume",
+            "--rule", "--schema", "--seed", "--set", "--ship", "--sink", "--source-dir", "--spot", "--spot-prices", "--start-timeout", "--strategy", "--test", "--threads-per-worker", "--train",
+            "--validation", "--worker-cpus", "--worker-gpus", "--worker-memory", "--worker-resource", "--workers", "--workers-per-node",
         ],
         "tune": [
             "--channel", "--content-type", "--debug", "--deterministic", "--direction", "--early-stopping", "--json", "--max-jobs",
@@ -97,4 +100,8 @@ def test_commands_and_options() -> None:
         "algorithms": ["--json"],
         "sample-data": ["--json"],
         "env": ["--json"],
+        "cluster up": ["--cpus", "--debug", "--gpus", "--json", "--local"],
+        "cluster down": ["--debug", "--json"],
+        "cluster status": ["--debug", "--json"],
+        "cluster lose": ["--debug"],
     }  # fmt: skip
