@@ -1,7 +1,7 @@
 """Sweeps: what a trial costs as a job, how good the proposals are, what early stopping saves.
 
     python benchmarks/tuning.py overhead [--trials 16] [--rows 8000] [--rounds 100]
-    python benchmarks/tuning.py quality [--seeds 10] [--table 200] [--problems 15] [--budgets 16x8,100x1]
+    python benchmarks/tuning.py quality [--seeds 10] [--table 200] [--problems 15] [--budgets 16x8,100x1] [--cache DIR]
     python benchmarks/tuning.py stopping [--seeds 3] [--trials 30]
 
 overhead: bare Optuna calls xgboost in its own process, on a matrix built once, against jobs of `phalanx.Tuner`; the same space,
@@ -20,6 +20,9 @@ import sys
 sys.path.append(sys.path.pop(0))  # a file here has the name of the xgboost library
 
 import argparse
+import contextlib
+import json
+import math
 import os
 import statistics
 import tempfile
@@ -147,12 +150,40 @@ def overhead(options: argparse.Namespace) -> None:
 # how good the proposals are
 
 
+class Forest:
+    """The trees of a fitted forest side by side: a point goes down all at once, which suits proposals that come one by one."""
+
+    def __init__(self, fitted: ExtraTreesRegressor) -> None:
+        trees = [each.tree_ for each in fitted.estimators_]
+        begin = np.cumsum([0, *(tree.node_count for tree in trees)])
+        self._roots = begin[:-1]
+        shift = np.repeat(begin[:-1], [tree.node_count for tree in trees])
+        self._feature = np.concatenate([tree.feature for tree in trees])
+        self._threshold = np.concatenate([tree.threshold for tree in trees])
+        self._left = np.concatenate([tree.children_left for tree in trees]) + shift
+        self._right = np.concatenate([tree.children_right for tree in trees]) + shift
+        self._value = np.concatenate([tree.value[:, 0, 0] for tree in trees])
+
+    def predict(self, points: np.ndarray) -> np.ndarray:
+        """Return the mean of the trees, for points (N, D)."""
+        points = points.astype(np.float32)
+        at_node = np.tile(self._roots, (len(points), 1))
+        rows = np.arange(len(points))[:, None]
+        while True:
+            feature = self._feature[at_node]
+            inner = feature >= 0
+            if not inner.any():
+                return self._value[at_node].mean(axis=1)
+            goes_left = points[rows, np.maximum(feature, 0)] <= self._threshold[at_node]
+            at_node = np.where(inner, np.where(goes_left, self._left[at_node], self._right[at_node]), at_node)
+
+
 @dataclass
 class Problem:
     name: str
     ranges: dict[str, Any]
     first: Values
-    forest: ExtraTreesRegressor
+    forest: Forest
     best: float
     median: float
 
@@ -170,7 +201,7 @@ def encoded(ranges: dict[str, Any], point: Values) -> list[float]:
     return found
 
 
-def problem(name: str, algorithm: str, size: int) -> Problem:
+def problem(name: str, algorithm: str, size: int, cache: Path) -> Problem:
     from phalanx import hyperparameters, registry
     from phalanx.testing.sessions import MemorySession, Rows
 
@@ -226,14 +257,24 @@ def problem(name: str, algorithm: str, size: int) -> Problem:
 
     random = np.random.default_rng(1)
     points = [at(ranges, random.random(len(ranges)).tolist()) for _ in range(size)]
-    values = np.array([trained(point) for point in points])
+    stored = cache / f"{name}-{algorithm}-{size}.json"
+    if not stored.exists():
+        keep(stored, [trained(point) for point in points])
+    values = np.array(json.loads(stored.read_text()))
     forest = ExtraTreesRegressor(40, min_samples_leaf=2, random_state=0, n_jobs=1)
     forest.fit(np.array([encoded(ranges, point) for point in points]), np.minimum(values, np.quantile(values, 0.95)))
     many = [at(ranges, random.random(len(ranges)).tolist()) for _ in range(4000)]
-    found = Problem(f"{name} x {algorithm}", ranges, declared.defaults_point(algorithm, static, ranges), forest, 0.0, 0.0)
+    start = declared.defaults_point(algorithm, static, ranges)
+    found = Problem(f"{name} x {algorithm}", ranges, start, Forest(forest), 0.0, 0.0)
     told = found.value(many)
     found.best, found.median = float(told.min()), float(np.median(told))
     return found
+
+
+def keep(path: Path, value: object) -> None:
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
 
 
 Method = Callable[[Problem, int, int, int], float]
@@ -267,38 +308,74 @@ def ours(p: Problem, batches: int, width: int, seed: int) -> float:
     return min(values)
 
 
-def regrets(given: tuple[str, str, int, int, tuple[tuple[int, int], ...]]) -> list[tuple[str, str, str, float]]:
-    name, algorithm, size, seeds, budgets = given
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    p = problem(name, algorithm, size)
-    methods: dict[str, Callable[[Problem, int, int, int], float]] = {
-        "random": random_search,
-        "Optuna TPE": bare_tpe,
-        "Phalanx": ours,
-    }
-    scored = []
-    for batches, width in budgets:
-        reached = {method: [run(p, batches, width, seed) for seed in range(seeds)] for method, run in methods.items()}
-        best = min(p.best, *(value for values in reached.values() for value in values))
-        for method, values in reached.items():
-            regret = statistics.fmean((value - best) / max(p.median - best, 1e-12) for value in values)
-            scored.append((p.name, f"{batches}x{width}", method, regret))
-    return scored
+METHODS: dict[str, Method] = {"random": random_search, "Optuna TPE": bare_tpe, "Phalanx": ours}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process of the pool does: one problem, every budget, method and seed that is not in the cache yet."""
+
+    name: str
+    algorithm: str
+    size: int
+    seeds: int
+    budgets: tuple[tuple[int, int], ...]
+    cache: Path
+    deadline: float
+
+    def run(self) -> tuple[str, int, dict[tuple[str, str], list[float]]]:
+        """Return the problem, what is left, and the regret of every seed, by budget and method."""
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        p = problem(self.name, self.algorithm, self.size, self.cache)
+        stored = self.cache / f"{self.name}-{self.algorithm}-{self.size}-reached.json"
+        reached: dict[str, float] = json.loads(stored.read_text()) if stored.exists() else {}
+        keys = [(f"{b}x{w}", m, seed) for b, w in self.budgets for m in METHODS for seed in range(self.seeds)]
+        for budget, method, seed in keys:
+            if f"{budget} {method} {seed}" not in reached and time.monotonic() < self.deadline:
+                batches, width = (int(part) for part in budget.split("x"))
+                reached[f"{budget} {method} {seed}"] = METHODS[method](p, batches, width, seed)
+                keep(stored, reached)
+        left = sum(f"{b} {m} {s}" not in reached for b, m, s in keys)
+        best = min(p.best, *reached.values())
+        scored: dict[tuple[str, str], list[float]] = {}
+        for budget, method, seed in keys if not left else []:
+            regret = (reached[f"{budget} {method} {seed}"] - best) / max(p.median - best, 1e-12)
+            scored.setdefault((budget, method), []).append(regret)
+        return p.name, left, scored
+
+
+def worked(work: Work) -> tuple[str, int, dict[tuple[str, str], list[float]]]:
+    return work.run()
 
 
 def quality(options: argparse.Namespace) -> None:
     budgets = tuple((int(b), int(w)) for b, w in (text.split("x") for text in options.budgets.split(",")))
     chosen = [(name, algorithm) for algorithm in ALGORITHMS for name in DATA][:: max(1, 15 // options.problems)]
-    work = [(name, algorithm, options.table, options.seeds, budgets) for name, algorithm in chosen]
-    with get_context("spawn").Pool(CORES) as pool:
-        scored = [entry for entries in pool.imap_unordered(regrets, work) for entry in entries]
-    names = sorted({name for name, _, _, _ in scored})
-    methods, shown = ["random", "Optuna TPE", "Phalanx"], [f"{b}x{w}" for b, w in budgets]
-    value = {(name, budget, method): regret for name, budget, method, regret in scored}
-    rows: list[list[object]] = [[name, *(value[name, b, m] for b in shown for m in methods)] for name in names]
-    rows.append(["mean", *(statistics.fmean(value[name, b, m] for name in names) for b in shown for m in methods)])
+    with contextlib.ExitStack() as stack:
+        cache = Path(options.cache or stack.enter_context(tempfile.TemporaryDirectory()))
+        cache.mkdir(parents=True, exist_ok=True)
+        deadline = time.monotonic() + 60 * options.minutes
+        work = [Work(name, algorithm, options.table, options.seeds, budgets, cache, deadline) for name, algorithm in chosen]
+        pool = stack.enter_context(get_context("spawn").Pool(CORES))
+        found = sorted(pool.imap_unordered(worked, work))
+    left = sum(each[1] for each in found)
+    if left:
+        print(f"{left} searches are left: run it again with the same --cache")
+        return
+    shown = [f"{b}x{w}" for b, w in budgets]
+    columns = [(budget, method) for budget in shown for method in METHODS]
+    rows: list[list[object]] = [[name, *(statistics.fmean(told[c]) for c in columns)] for name, _, told in found]
+    by_seed = {c: [statistics.fmean(told[c][seed] for _, _, told in found) for seed in range(options.seeds)] for c in columns}
+    rows.append(["mean", *(statistics.fmean(by_seed[c]) for c in columns)])
+    rows.append(["least of a seed", *(min(by_seed[c]) for c in columns)])
+    rows.append(["most of a seed", *(max(by_seed[c]) for c in columns)])
     print(f"normalised regret, {options.seeds} seeds\n")
-    print(table(["problem", *(f"{m} {b}" for b in shown for m in methods)], rows))
+    print(table(["problem", *(f"{m} {b}" for b, m in columns)], rows))
+    for budget in shown:
+        for other in ("Optuna TPE", "random"):
+            less = [a - b for a, b in zip(by_seed[budget, "Phalanx"], by_seed[budget, other], strict=True)]
+            error = statistics.stdev(less) / len(less) ** 0.5 if len(less) > 1 else math.nan
+            print(f"{budget}: Phalanx - {other} {statistics.fmean(less):+.4f}, standard error over seeds {error:.4f}")
 
 
 # what early stopping saves
@@ -340,6 +417,8 @@ def main() -> None:
     parser.add_argument("--table", type=int, default=200)
     parser.add_argument("--problems", type=int, default=15)
     parser.add_argument("--budgets", default="16x8,100x1")
+    parser.add_argument("--cache", help="quality: folder of tables and results, from which a second run goes on")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="quality: begin no search after so long")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     print(f"{machine()}; {versions('optuna', 'xgboost-cpu', 'numpy')}\n")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from .plan import Plan
@@ -22,9 +23,8 @@ def completed(plan: Plan, final: Mapping[int, Known], trials: Sequence[Trial]) -
         trials: all of them, by number.
     """
     completion, first = plan.completion, plan.objectives[0]
-    done = [n for n in sorted(final) if final[n].state == "Completed" and trials[n].feasible]
-    scores = [first.sign * final[n].values[0] for n in done]
-    if not scores:
+    scores = [score for trial in trials if (score := _score(trial, first.sign, final.get(trial.number))) is not None]
+    if all(score == -math.inf for score in scores):
         return None
     best = improved_at(scores)
     if completion.target is not None and scores[best] >= first.sign * completion.target:
@@ -37,6 +37,13 @@ def completed(plan: Plan, final: Mapping[int, Known], trials: Sequence[Trial]) -
         if scores[best] - before <= _CONVERGED_SHARE * max(abs(scores[best]), 1e-12):
             return "Converged"
     return None
+
+
+def _score(trial: Trial, sign: float, known: Known | None) -> float | None:
+    """Return how good a trial is; one that was stopped early or breaks a constraint is no improvement, others do not count."""
+    if known is not None and known.state == "Completed":
+        return sign * known.values[0] if trial.feasible else -math.inf
+    return -math.inf if trial.status == "Stopped" else None
 
 
 def violations_of(plan: Plan, trial: Trial) -> dict[str, float]:

@@ -102,6 +102,12 @@ class Ledger:
         self._storage.set_trial_user_attr(self._ids[number], key, value)
         self._send()
 
+    def report(self, number: int, known: Known) -> None:
+        """Keep what a trial came to that is stopped and may go on: it stays a running one."""
+        if len(known.values) == 1:
+            self._storage.set_trial_intermediate_value(self._ids[number], known.step, known.values[0])
+            self._send()
+
     def finish(self, number: int, known: Known) -> None:
         """Say what a trial came to."""
         trial_id = self._ids[number]

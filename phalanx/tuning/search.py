@@ -25,6 +25,7 @@ _FEWEST_KNOWN = 4  # results before the model is asked
 _MOST_STARTUP = 10  # points spread evenly before that
 _AGAIN = 16  # tries to find a point of a countable space that no trial has had
 _REVERSED = "1 - "
+_CONSTRAINT = "constraints:"  # what Optuna's own names of them begin with
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,16 +69,14 @@ class Search:
         self._size = size(ranges)
         self._conditional = any(found.only_if for found in ranges.values())
         self._startup = min(_MOST_STARTUP, max(_FEWEST_KNOWN, 2 * len(ranges)))
-        self._known = 0
+        self._directions = list(directions)
+        self._observed = [(values, known) for values, known in observed if known.state == "Completed"]
         self._tried: dict[int, Values] = {}
+        self._learnt: dict[int, Known] = {}
         self._distributions = {name: distribution(name, found) for name, found in ranges.items()}
         self._ids: dict[int, int] = {}
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(directions=list(directions))
-        for values, known in observed:
-            if known.state == "Completed":
-                self._known += 1
-                self._study.add_trial(self._frozen(values, TrialState.COMPLETE, known))
+        self._study = self._rebuilt()
 
     def propose(self, number: int) -> Values | None:
         """Return the point of trial `number`, None where all points of the space have been tried."""
@@ -89,25 +88,47 @@ class Search:
     def took(self, number: int, values: Values) -> None:
         """Note that trial `number` tries this point, as it did before a sweep was interrupted."""
         self._tried[number] = values
-        self._study.add_trial(self._frozen(values, TrialState.RUNNING))
-        self._ids[number] = len(self._study.get_trials(deepcopy=False)) - 1
+        self._add(self._study, number)
 
     def learn(self, number: int, known: Known) -> None:
-        """Take in what trial `number` came to; each number once. Failures teach nothing."""
+        """Take in what trial `number` came to; again, when a stopped one has gone on since. Failures teach nothing."""
+        before = self._learnt.get(number)
+        if before == known:
+            return
+        self._learnt[number] = known
+        if before is not None:  # a study's trial that has ended cannot be changed
+            self._study = self._rebuilt()
+            return
         place = self._ids[number]
         trial = self._study.get_trials(deepcopy=False)[place]
         storage, trial_id = self._study._storage, trial._trial_id
-        if known.state == "Failed" or not known.values:
+        if not _teaches(known):
             self._study.tell(place, state=TrialState.FAIL)
             return
-        self._known += 1
         for name, value in (known.constraints or {}).items():
-            storage.set_trial_system_attr(trial_id, f"constraints:{name}", value)
-        if known.state == "Stopped" and len(known.values) == 1:
+            storage.set_trial_system_attr(trial_id, _CONSTRAINT + name, value)
+        if _is_pruned(known):
             storage.set_trial_intermediate_value(trial_id, known.step, known.values[0])
             self._study.tell(place, state=TrialState.PRUNED)
         else:
             self._study.tell(place, list(known.values))
+
+    def _rebuilt(self) -> optuna.Study:
+        """Return a study of all that is known, in the order in which trials came."""
+        study = optuna.create_study(directions=self._directions)
+        for values, known in self._observed:
+            study.add_trial(self._frozen(values, known))
+        for number in self._tried:
+            self._add(study, number)
+        return study
+
+    def _add(self, study: optuna.Study, number: int) -> None:
+        study.add_trial(self._frozen(self._tried[number], self._learnt.get(number)))
+        self._ids[number] = len(study.get_trials(deepcopy=False)) - 1
+
+    def _results(self) -> int:
+        """Return how many trials have taught something."""
+        return len(self._observed) + sum(_teaches(known) for known in self._learnt.values())
 
     def _proposed(self, number: int) -> Values | None:
         if self._strategy == "grid":
@@ -127,7 +148,7 @@ class Search:
         width = len(self._ranges)
         if self._strategy == "random" or again >= _AGAIN // 2:
             return at(self._ranges, np.random.default_rng([self._seed, number, again]).random(width).tolist())
-        if self._known < _FEWEST_KNOWN or number < self._startup:
+        if self._results() < _FEWEST_KNOWN or number < self._startup:
             points = qmc.Sobol(width, seed=np.random.default_rng([self._seed, again]))
             if number:
                 points.fast_forward(number)
@@ -152,14 +173,31 @@ class Search:
         self._study.tell(trial, state=TrialState.FAIL)  # its place is taken by `took`; a failed trial teaches nothing
         return values
 
-    def _frozen(self, values: Values, state: TrialState, known: Known | None = None) -> optuna.trial.FrozenTrial:
+    def _frozen(self, values: Values, known: Known | None) -> optuna.trial.FrozenTrial:
+        """Return a trial as a study holds it; None: it runs."""
         names = [name for name in self._ranges if name in values and contains(self._ranges[name], values[name])]
+        told: dict[str, Any] = {"state": TrialState.RUNNING}
+        if known is not None and not _teaches(known):
+            told = {"state": TrialState.FAIL}
+        elif known is not None:
+            told = {"system_attrs": {_CONSTRAINT + name: value for name, value in (known.constraints or {}).items()}}
+            if _is_pruned(known):
+                told |= {"state": TrialState.PRUNED, "intermediate_values": {known.step: known.values[0]}}
+            else:
+                told |= {"state": TrialState.COMPLETE, "values": list(known.values)}
         return create_trial(
-            state=state,
-            values=None if known is None else list(known.values),
             params={coded_name(n, self._ranges[n]): coded(self._ranges[n], values[n]) for n in names},
             distributions={coded_name(n, self._ranges[n]): self._distributions[n] for n in names},
+            **told,
         )
+
+
+def _teaches(known: Known) -> bool:
+    return known.state != "Failed" and bool(known.values)
+
+
+def _is_pruned(known: Known) -> bool:
+    return known.state == "Stopped" and len(known.values) == 1
 
 
 def distribution(name: str, found: Range) -> BaseDistribution:

@@ -14,6 +14,9 @@ from statistics import median
 from typing import Protocol, final
 
 _CHECKS = 50  # of a trial whose length is known
+_LEAST_SEEN = 4  # steps before anything is said of later ones
+_MOST_RATIO, _UNKNOWN_RATIO = 0.9, 0.5  # of a doubling's gain and the gain before
+_RUNGS_BEFORE = 2  # the first rung of `Halving` leaves so many factors to a whole trial
 
 
 @final
@@ -49,6 +52,33 @@ class Curve:
         """Return the mean of the values up to a step."""
         count = max(1, bisect_right(self.steps, step))
         return self._sums[count - 1] / count
+
+    def expected(self, step: int, most: int) -> float:
+        """Return what step `most` is expected to bring, by the values up to `step`: each doubling gains a share of the last.
+
+        Slow learners would look poor beside fast ones that have little left to gain. No gain is expected where the last two
+        doublings do not show one; less than four steps say nothing, and the value itself is returned.
+        """
+        value = self._level(step)
+        if step < _LEAST_SEEN:
+            return value
+        half, quarter = self._level(step // 2), self._level(step // 4)
+        gain, before = value - half, half - quarter
+        if gain <= 0:
+            return value
+        ratio = min(gain / before, _MOST_RATIO) if before > 0 else _UNKNOWN_RATIO
+        left = math.log2(max(most, step) / step)
+        while left > 0:
+            gain *= ratio
+            value += gain * min(1.0, left)
+            left -= 1
+        return value
+
+    def _level(self, step: int) -> float:
+        """Return the mean of the last eighth of the values up to a step, for they may be noisy."""
+        end = max(1, bisect_right(self.steps, step))
+        begin = min(end - 1, bisect_right(self.steps, step - max(1, step // 8)))
+        return (self._sums[end - 1] - (self._sums[begin - 1] if begin else 0.0)) / (end - begin)
 
     def best_to(self, step: int) -> float:
         """Return the best value up to a step."""
@@ -128,10 +158,11 @@ class MedianRule:
 class Halving:
     """Asynchronous successive halving: at every rung the best share of those that got there goes on.
 
-    A trial that is stopped at a rung may be among the best there later, when more have come: then it is promoted.
+    The best are those of whose whole trials the most is expected (`Curve.expected`). A trial that is stopped at a rung may be
+    among the best there later, when more have come: then it is promoted.
 
     Args:
-        least: steps of the first rung; None: by the length of the first trial seen.
+        least: steps of the first rung; None: a ninth of a whole trial, 4 where that is not known.
         most: steps of a whole trial; None: as trials say.
         factor: one in so many goes on from a rung.
         brackets: 1; more: trial n begins at rung n % brackets, as in Hyperband, in case early values mislead.
@@ -149,7 +180,7 @@ class Halving:
     def rungs(self, number: int, of: int | None) -> list[int]:
         """Return the steps at which trial `number` is judged."""
         most = self._most or of
-        least = self._least or (4 if most is None else max(1, round(most / self._factor**3)))
+        least = self._least or (4 if most is None else max(1, round(most / self._factor**_RUNGS_BEFORE)))
         rungs, step = [], least * self._factor ** (number % self._brackets)
         while step <= (1 << 20 if most is None else most // 2):  # a rung near the end saves nothing
             rungs.append(step)
@@ -176,11 +207,12 @@ class Halving:
         return None
 
     def _among_best(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
-        there = [curve.value_at(step) for other, curve in curves.items() if self._same(number, other) and curve.reaches(step)]
+        most = self._most or curves[number].of or step * self._factor
+        there = [curve for other, curve in curves.items() if self._same(number, other) and curve.reaches(step)]
         if len(there) < self._factor:
             return True
-        own = curves[number].value_at(step)
-        return sum(value > own for value in there) < len(there) // self._factor
+        own = curves[number].expected(step, most)
+        return sum(curve.expected(step, most) > own for curve in there) < len(there) // self._factor
 
     def _same(self, number: int, other: int) -> bool:
         return number % self._brackets == other % self._brackets

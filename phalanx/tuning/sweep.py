@@ -331,10 +331,13 @@ class Sweep:
         value = trial.curve.value_at(trial.stopped_at or trial.step) if trial.curve.steps else None
         values = () if value is None or len(self._plan.objectives) > 1 else (self._plan.objectives[0].sign * value,)
         trial.objective = list(values) or None
+        known = Known("Stopped", values, trial.stopped_at or trial.step)
         if self._plan.rule.promotes and trial.stopped_at is not None and self._ending is None:
-            self._paused.add(trial.number)
+            self._paused.add(trial.number)  # it teaches what it came to until now, and more if it goes on
+            self._ledger.report(trial.number, known)
+            self._search.learn(trial.number, known)
             return
-        self._settle(trial, Known("Stopped", values, trial.stopped_at or trial.step))
+        self._settle(trial, known)
 
     def _failed(self, trial: Trial, error: PhalanxError) -> None:
         trial.stuck = trial.stuck + 1 if trial.step <= trial.failed_at else 1
@@ -351,6 +354,7 @@ class Sweep:
         known = self._final.values()
         if (
             self._ending is None
+            and not self._paused
             and all(k.state == "Failed" for k in known)
             and len(known) >= min(_HOPELESS, self._plan.max_jobs)
         ):
@@ -393,12 +397,10 @@ class Sweep:
             self._ending = "SpaceExhausted" if self._exhausted else "MaxJobs"
         if not self._interrupted():
             for number in sorted(self._paused):
-                self._settle(self.trials[number], self._stopped_known(self.trials[number]))
+                trial = self.trials[number]
+                self._settle(trial, Known("Stopped", tuple(trial.objective or ()), trial.stopped_at or trial.step))
             self._paused.clear()
         return self._ending
-
-    def _stopped_known(self, trial: Trial) -> Known:
-        return Known("Stopped", tuple(trial.objective or ()), trial.stopped_at or trial.step)
 
     def _wait_for_all(self) -> None:
         """No thread outlives the driver, whatever ended it."""

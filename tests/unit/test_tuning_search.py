@@ -68,6 +68,21 @@ def test_failures_and_stopped_trials_do_no_harm() -> None:
         found.learn(number, Known(state, () if state == "Failed" else (loss(point),), 3))
 
 
+def test_a_stopped_trial_teaches_at_once_and_again_when_it_went_on() -> None:
+    found, other = search(), search()
+    for number in range(12):
+        point = found.propose(number)
+        assert point is not None
+        other.took(number, point)
+        stopped = Known("Stopped", (loss(point) + 1,), 3)
+        found.learn(number, stopped)
+        found.learn(number, stopped)  # nothing new
+        if number % 3 == 0:  # it goes on, and comes to its end
+            found.learn(number, Known("Completed", (loss(point),), 9))
+        other.learn(number, Known("Completed", (loss(point),), 9) if number % 3 == 0 else stopped)
+    assert found.propose(12) == other.propose(12)
+
+
 def test_no_point_twice_and_an_end() -> None:
     space = {"k": Integer(1, 3), "c": Categorical(["a", "b"])}
     found = search(space=space)

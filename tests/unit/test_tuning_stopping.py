@@ -26,6 +26,17 @@ def test_curve() -> None:
     assert made.reaches(4)
 
 
+def test_expected_goes_on_as_the_last_doublings_went() -> None:
+    slow = curve([-(step**-0.5) for step in range(1, 401)])  # a power law: every doubling brings 0.71 of the gain before
+    assert abs(slow.expected(50, 400) - slow.value_at(400)) < 0.02
+    assert slow.expected(50, 50) < slow.expected(50, 400) < 0.0
+    flat = curve([1.0] * 40)
+    assert flat.expected(20, 400) == 1.0
+    falling = curve([-float(step) for step in range(40)])
+    assert falling.expected(20, 400) < falling.value_at(10)
+    assert curve([0.0, 1.0, 2.0]).expected(3, 400) == 2.0  # too few steps to say
+
+
 def test_never() -> None:
     assert not Never().due(0, 1, 10)
     assert not Never().stops(0, 1, {0: curve([0.0])})
@@ -62,7 +73,7 @@ def test_median_rule_is_due_often_but_not_always() -> None:
 def test_rungs() -> None:
     rule = Halving(least=1, most=27)
     assert rule.rungs(0, None) == [1, 3, 9]
-    assert Halving().rungs(0, 270) == [10, 30, 90]
+    assert Halving().rungs(0, 270) == [30, 90]
     assert Halving().rungs(0, 2) == [1]
     assert Halving(least=2, most=100, brackets=2).rungs(1, None) == [6, 18]
     assert Halving(least=2, most=100, brackets=2).rungs(2, None) == [2, 6, 18]
@@ -83,3 +94,12 @@ def test_a_stopped_trial_is_promoted_when_more_came_behind_it() -> None:
     curves |= {n: curve([0.0] * 3, of=30) for n in (3, 4, 5)}
     assert rule.promoted([0, 1], curves) == 1
     assert Halving(least=3, most=30, promotes=False).promoted([0, 1], curves) is None
+
+
+def test_a_slow_learner_with_much_to_gain_is_no_poor_one() -> None:
+    rule = Halving(least=40, most=400)
+    quick = [curve([0.5 - 0.5 * 0.8**step for step in range(400)]) for _ in range(5)]  # ahead at first, and done
+    slow = curve([1 - 1.02 * 0.99**step for step in range(400)])
+    curves = dict(enumerate([*quick, slow]))
+    assert slow.value_at(40) < quick[0].value_at(40)
+    assert not rule.stops(5, 40, curves)
