@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from .errors import PlatformError as PlatformError
     from .errors import Stopped as Stopped
     from .errors import UserError as UserError
-    from .job import JobResult as JobResult
     from .job import TrainingJob as TrainingJob
     from .model import Model as Model
     from .model import load as load
+    from .result import JobResult as JobResult
     from .spot import Spot as Spot
     from .trainer.history import EarlyStopping as EarlyStopping
     from .trainer.history import History as History
@@ -40,7 +40,7 @@ _HOMES = {
     "PlatformError": "errors",
     "Stopped": "errors",
     "UserError": "errors",
-    "JobResult": "job",
+    "JobResult": "result",
     "TrainingJob": "job",
     "Model": "model",
     "load": "model",

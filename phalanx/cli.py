@@ -442,13 +442,17 @@ def env(as_json: Json = False) -> None:
 
 
 def _run(job: TrainingJob, as_json: bool) -> None:
+    from .attached import follows
+
     try:
         result = job.run(progress=not as_json)
     except PhalanxError as error:
-        if as_json:
+        if as_json and not error.told:
             ended = None if error.result is None else asdict(error.result)
             print_json({"error": {"kind": error.kind, "message": str(error)}, "result": ended})
         raise
+    if follows(job):
+        return  # rank 0 has printed it
     if as_json:
         print_json({"error": None, "result": asdict(result)})
         return
@@ -492,6 +496,9 @@ def _spot(on: bool, max_interruptions: int, max_wait: str | None, notices: list[
 def _show_error(error: PhalanxError) -> None:
     from .storage import redact
 
+    if error.told:  # one line a rank is enough
+        typer.echo(f"the job has ended: {redact(str(error))}", err=True)
+        return
     word = "stopped" if error.kind == "Stopped" else "error"
     typer.secho(f"{word}: {redact(str(error))}", err=True, fg=None if error.kind == "Stopped" else typer.colors.RED)
     if error.result is not None and error.kind != "Stopped":

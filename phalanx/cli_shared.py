@@ -81,7 +81,9 @@ ResumeOption = Annotated[bool, typer.Option("--resume", help="Go on from the new
 WorkersOption = Annotated[
     str, typer.Option("--workers", help="Processes that train together; or a range as 2:4: as many as there is room for.")
 ]
-LauncherOption = Annotated[str, typer.Option("--launcher", help="Who starts the workers: local, ray.")]
+LauncherOption = Annotated[
+    str, typer.Option("--launcher", help="Who starts the workers: local, ray; attach: torchrun, srun or mpirun has done so.")
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(

@@ -365,6 +365,7 @@ class Exit:
     rank: int
     code: int
     time: float
+    reason: str = ""  # what the launcher knows beyond that, in a sentence: its machine was lost
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ class PhalanxError(Exception):
 
     Attributes:
         result: the `JobResult` of the job that failed, set by `TrainingJob.run()`; `None` elsewhere.
+        told: another process of the group tells people of it.
     """
 
     kind: ClassVar[str] = "PhalanxError"
@@ -36,6 +37,7 @@ class PhalanxError(Exception):
         super().__init__(message)
         self.message = message
         self.result: Any = None
+        self.told = False
         self.details = ""  # traceback of the place it came from, shown with --debug
 
 
@@ -58,6 +60,10 @@ class PlatformError(PhalanxError):
 
     kind = "PlatformError"
     exit_code = EXIT_PLATFORM
+
+
+class GroupLost(PlatformError):
+    """A process of a group that somebody else started is gone: only they can start the group again."""
 
 
 class Interruption(PlatformError):

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
-from . import archive, environment, pulse, storage
+from . import archive, attached, environment, pulse, storage
 from .cluster import Cluster
-from .contracts import Event, Launcher, Member, WorkerSpec
+from .contracts import Event, Launcher, Member
 from .data.channel import Channel
 from .errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
 from .launch.interruptions import Watch
 from .launch.stopping import StopRequest, stopping_on_signals
 from .launch.supervise import Budget, Outcome, supervise
 from .provenance import code_and_versions
-from .request import Request, channel_of, claimed, mapping_of, validated
+from .request import Request, channel_of, claimed, launcher_name, mapping_of, validated, worker_group
+from .result import JobResult
 from .scratch import Scratch
 from .spot import Spot
 from .tracking.console import Progress, ShowsNodes, Silent, progress_for
@@ -33,23 +34,6 @@ from .tracking.sinks import Sinks
 from .tracking.watching import RuleWatch
 
 GRACE_SECONDS = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class JobResult:
-    """How a job ended."""
-
-    name: str
-    status: Literal["Completed", "Failed", "Stopped"]
-    secondary_status: str  # also MaxRuntimeExceeded
-    folder: str  # URL of the job's folder
-    artifact: str | None  # URL of model.tar.gz
-    metrics: Mapping[str, float | None]  # the last value of each
-    step: int
-    restarts: int
-    training_seconds: float
-    billable_seconds: float
-    failure: str | None
 
 
 @final
@@ -66,7 +50,8 @@ class TrainingJob:
         name: at most 63 characters; default: the algorithm and the time.
         seed: of everything random; the same seed, data and versions give the same artifact.
         threads_per_worker: default: cores // workers.
-        launcher: "local"; "ray": on a Ray cluster, as `cluster` says; or an object with `start(spec)`.
+        launcher: "local"; "ray": on a Ray cluster, as `cluster` says; "attach": on the group that torchrun, srun, mpirun or a
+            container started, each of whose ranks runs this job; or an object with `start(spec)`.
         max_restarts: how often a failed worker group is started again.
         max_runtime_s: the job is stopped after so long; None for no limit.
         environment: variables added to the workers' environment.
@@ -163,15 +148,27 @@ class TrainingJob:
             UserError, AlgorithmError, PlatformError, Stopped: each with the `JobResult` as `.result` (None when the request
                 itself was wrong and no job began).
         """
-        request = validated(self)
         shown = progress_for() if progress is True else Silent() if progress is False else progress
-        earlier = claimed(self, request)
-        record = JobRecord(request.url, name=request.name, algorithm=request.work.label, earlier=earlier)
-        with Scratch("job") as scratch:
-            try:
-                return _Run(self, request, record, shown, scratch, self._stop).run()
-            finally:
-                record.close()
+        attach = attached.launcher_of(self)
+        if attach is None:
+            return _conducted(self, validated(self), shown, self._stop)
+        if attach.group.rank > 0:
+            return attached.take_part(self, attach, self._stop)
+        with attached.Leading(self, attach, self._stop) as leading:
+            request = leading.request()
+            leading.result = leading.done(request) or _conducted(leading.job, request, shown, self._stop)
+            return leading.result
+
+
+def _conducted(job: TrainingJob, request: Request, progress: Progress, stop: StopRequest) -> JobResult:
+    """Run a validated job to its end."""
+    earlier = claimed(job, request)
+    record = JobRecord(request.url, name=request.name, algorithm=request.work.label, earlier=earlier)
+    with Scratch("job") as scratch:
+        try:
+            return _Run(job, request, record, progress, scratch, stop).run()
+        finally:
+            record.close()
 
 
 @final
@@ -227,29 +224,11 @@ class _Run:
         spot = request.spot
         if spot is not None:
             self._record.bill(spot, request.workers.most)
-        checkpoints = None if request.checkpoints is None else {**request.checkpoints, "begun": time.time()}
         limits = [s for s in (job.max_runtime_s, None if spot is None else spot.max_wait_s) if s is not None]
-        spec = WorkerSpec(
-            workers=request.workers.most,
-            least_workers=request.workers.least,
-            log_folder=self._record.logs,
-            attempt=0,
-            environment={
-                **dict(job.environment),
-                **environment.checkpoint_variables(checkpoints),
-                **environment.observe_variables(self._observations()),
-            },
-            threads=request.threads,
-            scratch=self._scratch,
-            shared=self._shared(),
+        spec, given = worker_group(
+            job, request, logs=self._record.logs, scratch=self._scratch, observations=self._observations()
         )
-        given: dict[str, Any] = {
-            "name": request.name,
-            "inputs": {name: channel.to_json() for name, channel in request.inputs.items()},
-            "seed": job.seed,
-            "checkpoints": checkpoints,
-            "restarts": job.max_restarts > 0 or spot is not None,
-        }
+        spec = replace(spec, shared=self._shared())
         output = storage.local_path(job.output) if storage.is_local(job.output) else None
         spec = request.work.begin(spec, given, self._scratch, output, self._printed)
         with Watch(request.sources, lambda text: self._progress.status("Notices", storage.redact(text))) as watch:
@@ -410,7 +389,7 @@ class _Run:
             "workers": request.workers.most if request.workers.least == request.workers.most else str(request.workers),
             "output": storage.redact(job.output),
             "threads_per_worker": request.threads,
-            "launcher": job.launcher if isinstance(job.launcher, str) else type(job.launcher).__name__,
+            "launcher": launcher_name(job.launcher),
             "max_restarts": job.max_restarts,
             "max_runtime_s": job.max_runtime_s,
             "environment": environment.masked(job.environment),

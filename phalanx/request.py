@@ -9,15 +9,17 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from . import registry, storage
+from . import environment, registry, storage
 from .checkpoint.policy import Retention, parse_when
 from .checkpoint.store import checkpoints_at
 from .cluster import Cluster, Count, count_of
-from .contracts import Launcher
+from .contracts import Launcher, WorkerSpec
 from .data.channel import Channel
 from .errors import UserError, nearest
+from .launch.attach import AttachLauncher
 from .launch.interruptions import InterruptionSource, source_of
 from .launch.local import LocalLauncher
 from .scripts.kept import kept_url
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NAME = re.compile(r"[a-zA-Z0-9](?:[-_.]?[a-zA-Z0-9])*")
 _CHANNEL_NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_LAUNCHERS = ("local", "ray")
+_LAUNCHERS = ("attach", "local", "ray")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +82,7 @@ def validated(job: TrainingJob) -> Request:
         _whole("threads_per_worker", job.threads_per_worker, 1)
     _seconds("max_runtime_s", job.max_runtime_s)
     _seconds("hang_timeout_s", job.hang_timeout_s)
-    name = job.name or f"{work.slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    name = job.name or name_of(work.slug)
     if len(name) > 63 or not _NAME.fullmatch(name):
         raise UserError(f"name '{name}' is not allowed: 1 to 63 letters and digits, with single - _ . between them")
     for channel_name in inputs:
@@ -105,6 +107,47 @@ def validated(job: TrainingJob) -> Request:
         spot=spot,
         sources=[] if spot is None else [source_of(text) for text in spot.notices],
     )
+
+
+def name_of(slug: str) -> str:
+    """Return a job's name where the user gave none."""
+    return f"{slug}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def worker_group(
+    job: TrainingJob, request: Request, *, logs: Path, scratch: Path, observations: Mapping[str, Any]
+) -> tuple[WorkerSpec, dict[str, Any]]:
+    """Return the worker group of a job but for what its workers run, and what they are told of the job.
+
+    Args:
+        job: the job.
+        request: the same, validated.
+        logs: folder of the workers' logs.
+        scratch: the job's folder on this machine.
+        observations: what workers measure of themselves.
+    """
+    checkpoints = None if request.checkpoints is None else {**request.checkpoints, "begun": time.time()}
+    spec = WorkerSpec(
+        workers=request.workers.most,
+        least_workers=request.workers.least,
+        log_folder=logs,
+        attempt=0,
+        environment={
+            **dict(job.environment),
+            **environment.checkpoint_variables(checkpoints),
+            **environment.observe_variables(observations),
+        },
+        threads=request.threads,
+        scratch=scratch,
+    )
+    told = {
+        "name": request.name,
+        "inputs": {name: channel.to_json() for name, channel in request.inputs.items()},
+        "seed": job.seed,
+        "checkpoints": checkpoints,
+        "restarts": job.max_restarts > 0 or request.spot is not None,
+    }
+    return spec, told
 
 
 def _checkpoints(job: TrainingJob, name: str, url: str) -> dict[str, Any] | None:
@@ -211,11 +254,20 @@ def _launcher(given: str | Launcher, cluster: Cluster | None) -> Launcher:
         raise UserError(f"there is no launcher '{given}'; {nearest(given, _LAUNCHERS)}")
     if given == "local":
         return LocalLauncher()
+    if given == "attach":
+        return AttachLauncher()
     if importlib.util.find_spec("ray") is None:
         raise UserError("launcher 'ray' needs Ray: pip install 'phalanx[ray]'")
     from .launch.ray import RayLauncher  # Ray takes a second to load
 
     return RayLauncher(cluster)
+
+
+def launcher_name(launcher: str | Launcher) -> str:
+    """Return what job.json calls a launcher."""
+    if isinstance(launcher, str):
+        return launcher
+    return "attach" if isinstance(launcher, AttachLauncher) else type(launcher).__name__
 
 
 def channel_of(name: str, given: Any) -> Channel:

@@ -77,6 +77,10 @@ class Work(Protocol):
         """
         ...
 
+    def group(self, spec: WorkerSpec, job: Mapping[str, Json], scratch: Path) -> WorkerSpec:
+        """Return the group to start, where everything is ready in the job's scratch folder; see `begin`."""
+        ...
+
     def launcher(self, inner: Launcher) -> Launcher:
         """Return who starts the group."""
         ...
@@ -160,6 +164,10 @@ class AlgorithmWork:
     def begin(self, spec: WorkerSpec, job: Mapping[str, Json], scratch: Path, output: Path | None, keep: Keep) -> WorkerSpec:
         """See `Work`."""
         self._scratch = scratch
+        return self.group(spec, job, scratch)
+
+    def group(self, spec: WorkerSpec, job: Mapping[str, Json], scratch: Path) -> WorkerSpec:
+        """See `Work`."""
         payload = {"job": {**self.described(), **job}, "scratch": str(scratch)}
         brings = ("attempt-{attempt}/model", "attempt-{attempt}/output")
         return replace(spec, target="phalanx.worker:main", payload=payload, preload=self.preload, brings=brings)
@@ -237,7 +245,7 @@ class ScriptWork:
         self._code: list[str] = []
         self._seed = 0
         self.label = self._source.script
-        self.slug = _slug(Path(self._source.script).stem)
+        self.slug = slug_of(self._source.script)
         self.preload: Sequence[str] = ()
         self.goals: Mapping[str, str] = {}
 
@@ -284,7 +292,12 @@ class ScriptWork:
             checkpoints=str(self._kept.folder if self._kept is not None else folders.checkpoints),
         ).write(folders.plan)
         self._may_fork = bool(job["restarts"]) and may_fork(self._variables, self._source.requirements)
+        return self.group(spec, job, scratch)
+
+    def group(self, spec: WorkerSpec, job: Mapping[str, Json], scratch: Path) -> WorkerSpec:
+        """See `Work`."""
         command = [sys.executable, "-P", "-m", "phalanx.scripts.start", str(scratch)]
+        folders = Folders(scratch, 0)
         brings = ("attempt-{attempt}/model", "attempt-{attempt}/output", folders.checkpoints.name)
         return replace(spec, command=command, folder=folders.code, brings=brings)
 
@@ -366,7 +379,8 @@ def _strategy(name: str | None) -> str | None:
     return name
 
 
-def _slug(stem: str) -> str:
+def slug_of(script: str) -> str:
     """Return a script's name as the beginning of a job's name."""
+    stem = Path(script).stem
     kept = "-".join(part for part in "".join(c if c.isascii() and c.isalnum() else " " for c in stem).split())
     return kept[:40].rstrip("-") or "script"

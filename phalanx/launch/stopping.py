@@ -40,6 +40,11 @@ class StopRequest:
         """Whether somebody asked again."""
         return len(self._requests) > 1
 
+    @property
+    def times(self) -> int:
+        """How often somebody asked."""
+        return len(self._requests)
+
     def request(self, reason: str, exit_code: int) -> None:
         """Ask; the first reason stays."""
         self._requests.append((reason, exit_code))

@@ -11,7 +11,7 @@ from typing import final
 
 from .. import environment, pulse
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
-from ..errors import AlgorithmError, Interruption, PhalanxError, PlatformError, Stopped, UserError, from_record
+from ..errors import AlgorithmError, GroupLost, Interruption, PhalanxError, PlatformError, Stopped, UserError, from_record
 from .hangs import Hang, HangWatch, beat_seconds
 from .interruptions import Notice, Watch
 from .logs import Logs
@@ -70,7 +70,7 @@ def decide(
     """
     if isinstance(error, Interruption) and budget.max_interruptions is not None:
         return Retry(0.0) if interruptions < budget.max_interruptions else GiveUp()
-    if isinstance(error, (UserError, Stopped)) or restarts >= budget.max_restarts:
+    if isinstance(error, (UserError, Stopped, GroupLost)) or restarts >= budget.max_restarts:
         return GiveUp()
     row = restarts if fruitless is None else fruitless
     delay_s = _FIRST_DELAY_S * 2.0 ** min(row - 1, 30) if row else 0.0
@@ -384,10 +384,12 @@ def is_interruption(event: Event) -> bool:
 
 
 def _crash(seen: Exit, tail: str) -> PhalanxError:
-    if seen.code < 0:
+    if seen.reason:
+        error: PhalanxError = PlatformError(seen.reason)
+    elif seen.code < 0:
         hint = "; perhaps the machine ran out of memory" if -seen.code == signal.SIGKILL else ""
         kind = Interruption if seen.code == -signal.SIGTERM else PlatformError
-        error: PhalanxError = kind(f"worker {seen.rank} was killed by {_signal_name(-seen.code)}{hint}")
+        error = kind(f"worker {seen.rank} was killed by {_signal_name(-seen.code)}{hint}")
     else:
         last = tail.strip().splitlines()[-1][:_SHOWN] if tail.strip() else "its log is empty"
         error = AlgorithmError(f"worker {seen.rank} ended with exit code {seen.code}: {last}")

@@ -15,7 +15,8 @@ from typing import Any, Literal, final
 from .. import storage
 from ..contracts import Json
 from ..errors import AlgorithmError, PhalanxError
-from ..job import JobResult, TrainingJob
+from ..job import TrainingJob
+from ..result import JobResult
 from .declared import Objective
 from .ranges import Values
 from .stopping import Curve, Rule

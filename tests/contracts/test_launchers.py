@@ -1,4 +1,4 @@
-"""The local launcher under the launcher suite, and what only it promises: orphans."""
+"""The local and the attaching launcher under the launcher suite, and what only the local one promises: orphans."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from phalanx.launch.local import LocalLauncher
 from phalanx.launch.warm import close_servers
+from phalanx.testing.attaching import RehearsedLauncher
 from phalanx.testing.launcher_checks import LauncherChecks, run_to_end, spec, until
 
 
@@ -75,3 +76,13 @@ class TestSpawned(LauncherChecks):
     @pytest.fixture
     def launcher(self) -> LocalLauncher:
         return LocalLauncher("spawn")
+
+
+class TestAttached(LauncherChecks):
+    """The attaching launcher, whose groups are started by the rehearsal: each rank but the first is a thread that joins."""
+
+    groups_in_a_row: ClassVar[int] = 5
+
+    @pytest.fixture
+    def launcher(self) -> RehearsedLauncher:
+        return RehearsedLauncher()
