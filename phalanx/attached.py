@@ -111,10 +111,10 @@ class Leading:
         """
         with stopping_on_signals(self._stop):
             request = validated(self.job)
+            self._gathered = True  # or given up: nobody is waited for again
             self._meeting.gather(self._launcher.timeout_s, self._stop.requested)
         if self._stop.requested():
             raise Stopped(self._stop.reason or "the job was asked to stop", self._stop.exit_code)
-        self._gathered = True
         self._compare(_marks(self._given, request))
         self._lead = Lead(self._meeting, self._stop)
         self._launcher.lead(self._lead)

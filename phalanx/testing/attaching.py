@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 from ..contracts import Event, Exit, Member, WorkerSpec
@@ -22,6 +22,34 @@ def rehearsed_groups(size: int, **changes: Any) -> list[Group]:
     """Return what each rank of a group on this machine would find in its environment."""
     fields: dict[str, Any] = {"run": secrets.token_hex(8), **changes}
     return [Group("a rehearsal", rank, size, rank, size, LOOPBACK, 0, **fields) for rank in range(size)]
+
+
+@final
+class Once:
+    """A `progress` of `TrainingJob.run` that acts once, when a step is reached."""
+
+    def __init__(self, step: int, act: Callable[[], None]) -> None:
+        self._step = step
+        self._act = act
+        self._done = False
+
+    def started(self, name: str, headline: str) -> None:
+        """See `tracking.console.Progress`."""
+
+    def status(self, secondary: str, message: str) -> None:
+        """See `tracking.console.Progress`."""
+
+    def log(self, rank: int, line: str) -> None:
+        """See `tracking.console.Progress`."""
+
+    def step(self, step: int, metrics: Mapping[str, float | None], rows: int, total_steps: int | None) -> None:
+        """See `tracking.console.Progress`."""
+        if step >= self._step and not self._done:
+            self._done = True
+            self._act()
+
+    def ended(self) -> None:
+        """See `tracking.console.Progress`."""
 
 
 @final
