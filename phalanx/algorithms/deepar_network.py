@@ -1,6 +1,6 @@
 """DeepAR's network (Salinas et al., 2020): LSTMs whose output says the distribution of the next value, scaled.
 
-Legend of shapes: B windows, T steps, I inputs, H cells, P parameters of the distribution.
+Legend of shapes: B windows, T steps, I inputs, S static inputs with the embeddings, H cells, P parameters of the distribution.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .deepar_hyperparameters import Likelihood
+from .deepar_lstm import Dropout, Runner, layers_of
 
 PARAMETERS: dict[Likelihood, int] = {"gaussian": 2, "student-T": 3, "beta": 2, "negative-binomial": 2, "deterministic-L1": 1}
 _TINY = 1e-6
-State = list[tuple[Tensor, Tensor]]
+STATIC = 1  # inputs of a window beside the embeddings: the logarithm of its scale
 
 
 @final
@@ -25,7 +26,7 @@ class Network(nn.Module):
     """Embeddings, stacked LSTMs, and the layer that gives the parameters.
 
     Args:
-        inputs: numbers of a step without the embeddings.
+        inputs: numbers of a step, without static ones.
         cardinality: values of each category.
         embedding: most numbers of an embedding.
         layers: of LSTMs.
@@ -42,8 +43,8 @@ class Network(nn.Module):
         sizes = [min(embedding, (count + 1) // 2 + 1) for count in cardinality]
         with torch.random.fork_rng(devices=[]):
             self.embeddings = nn.ModuleList(nn.Embedding(count, size) for count, size in zip(cardinality, sizes, strict=True))
-            widths = [inputs + sum(sizes), *[cells] * (layers - 1)]
-            self.lstms = nn.ModuleList(nn.LSTM(width, cells, batch_first=True) for width in widths)
+            widths = [inputs + STATIC + sum(sizes), *[cells] * (layers - 1)]
+            self.lstms = nn.ModuleList(nn.LSTM(width, cells) for width in widths)
             self.head = nn.Linear(cells, PARAMETERS[likelihood])
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
@@ -51,41 +52,35 @@ class Network(nn.Module):
                 bound = 1.0 if name.startswith("embeddings") else 1 / math.sqrt(cells)
                 weights.uniform_(-bound, bound, generator=generator)
 
-    def embedded(self, cat: Tensor) -> Tensor:
-        """Return what stands for categories (B, C): (B, E)."""
-        parts = [table(cat[:, i]) for i, table in enumerate(self.embeddings)]
-        return torch.cat(parts, dim=1) if parts else torch.zeros(len(cat), 0, dtype=self.head.weight.dtype)
+    def embedded(self, static: Tensor, cat: Tensor) -> Tensor:
+        """Return what is the same for all steps of windows (B, S): static inputs, and what stands for categories (B, C)."""
+        return torch.cat([static, *(table(cat[:, i]) for i, table in enumerate(self.embeddings))], dim=1)
 
-    def forward(
-        self, inputs: Tensor, state: State | None = None, drop: Callable[[Tensor], Tensor] | None = None
-    ) -> tuple[Tensor, State]:
-        """Return parameters (B, T, P) and the state after the last step.
+    def forward(self, inputs: Tensor, static: Tensor, cat: Tensor, dropout: Dropout, runner: Runner) -> Tensor:
+        """Return parameters (T, B, P).
 
         Args:
-            inputs: (B, T, I) with the embeddings.
-            state: before the first step; None: zeros.
-            drop: what becomes of the outputs of each layer.
+            inputs: (T, B, I).
+            static: (B, 1).
+            cat: (B, C) categories.
+            dropout: of the outputs of each layer.
+            runner: that computes the layers where they are on the CPU.
         """
-        after: State = []
-        hidden = inputs
-        for i, lstm in enumerate(self.lstms):
-            hidden, last = lstm(hidden, None if state is None else state[i])
-            after.append(last)
-            if drop is not None:
-                hidden = drop(hidden)
-        parameters: Tensor = self.head(hidden)
-        return parameters, after
+        whole = self.embedded(static, cat)
+        found: Tensor = self.head(self._fused(inputs, whole, dropout, runner) if inputs.device.type == "cpu" else self._plain(inputs, whole, dropout))
+        return found
 
+    def _fused(self, inputs: Tensor, whole: Tensor, dropout: Dropout, runner: Runner) -> Tensor:
+        (of_inputs, of_states, of_bias), *others = ((w, v, b + c) for w, v, b, c in (lstm.all_weights[0] for lstm in self.lstms))
+        bias = torch.addmm(of_bias, whole, of_inputs[:, self.inputs :].T)
+        weights = [of_inputs[:, : self.inputs], of_states, *(weight for layer in others for weight in layer)]
+        return layers_of(runner, dropout, inputs, bias, weights)
 
-def dropout(rate: float, generator: torch.Generator) -> Callable[[Tensor], Tensor] | None:
-    """Return a dropout that draws from `generator`."""
-    if rate == 0:
-        return None
-
-    def drop(x: Tensor) -> Tensor:
-        return x * (torch.rand(x.shape, generator=generator) >= rate) / (1 - rate)
-
-    return drop
+    def _plain(self, inputs: Tensor, whole: Tensor, dropout: Dropout) -> Tensor:
+        hidden = torch.cat([inputs, whole.expand(len(inputs), -1, -1)], dim=2)
+        for lstm in self.lstms:
+            hidden = functional.dropout(lstm(hidden)[0], dropout.rate)
+        return hidden
 
 
 def negative_log_likelihood(likelihood: Likelihood, parameters: Tensor, y: Tensor, scale: Tensor) -> Tensor:

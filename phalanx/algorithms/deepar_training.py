@@ -16,7 +16,8 @@ from ..contracts import Array, Entry, Session, State
 from ..errors import UserError
 from .deepar_calendar import Frequency
 from .deepar_hyperparameters import DeepARHyperparameters
-from .deepar_network import Network, dropout, negative_log_likelihood
+from .deepar_lstm import Dropout, Runner
+from .deepar_network import Network, negative_log_likelihood
 from .deepar_reading import Shape
 from .deepar_series import Series
 from .deepar_windows import Prepared
@@ -35,22 +36,24 @@ class Training:
         wanted: hyperparameters.
         series: of channel train.
         shape: what they have in common.
+        runner: that the network's layers are computed with.
 
     Raises:
         UserError: no series is long enough.
     """
 
-    def __init__(self, session: Session, wanted: DeepARHyperparameters, series: list[Series], shape: Shape) -> None:
+    def __init__(self, session: Session, wanted: DeepARHyperparameters, series: list[Series], shape: Shape, runner: Runner) -> None:
         usable = [one for one in series if len(one.target) > wanted.prediction_length and not np.isnan(one.target).all()]
         if not usable:
             raise UserError(
                 f"channel 'train' has no series longer than prediction_length={wanted.prediction_length} with values in it"
             )
         self._world, self._seed = session.world, session.seed
+        self._runner = runner
         self._wanted = wanted
         self._prepared = Prepared(usable, Frequency.parse(wanted.time_freq), wanted.context_length, wanted.prediction_length)
         self.network = make_network(wanted, shape, self._prepared.width, session.seed)
-        self._adam = torch.optim.Adam(self.network.parameters(), lr=wanted.learning_rate)
+        self._adam = torch.optim.Adam(self.network.parameters(), lr=wanted.learning_rate, fused=True)
         auto = max(_BATCHES, -(-len(usable) // wanted.mini_batch_size))
         self.per_epoch = auto if wanted.batches_per_epoch == "auto" else wanted.batches_per_epoch
         self.steps = wanted.epochs * self.per_epoch
@@ -74,8 +77,9 @@ class Training:
         series = generator.integers(len(self._prepared.lengths), size=count)
         last = self._prepared.lengths[series] - wanted.prediction_length  # windows end within the series
         begin = 1 + (generator.random(count) * last).astype(np.int64)
+        keys = generator.integers(1 << 32, size=count, dtype=np.uint32)
         own = np.array_split(np.arange(count), self._world.size)[self._world.rank]
-        total, known = self._gradients(series[own], begin[own])
+        total, known = self._gradients(series[own], begin[own], keys[own])
         flat = np.concatenate([_gradient(p).ravel() for p in parameters] + [np.array([total, known])]).astype(np.float64)
         flat = self._world.all_reduce(flat)
         share = 1 / max(float(flat[-1]), 1.0)
@@ -151,18 +155,16 @@ class Training:
                 }
         self._best = _named(state, "best/") or None
 
-    def _gradients(self, series: Array, begin: Array) -> tuple[float, float]:
+    def _gradients(self, series: Array, begin: Array, keys: Array) -> tuple[float, float]:
         """Leave the gradients of the summed loss of some windows; return that and how many values it is over."""
         wanted, network = self._wanted, self.network
         network.zero_grad(set_to_none=True)
         if not len(series):
             return 0.0, 0.0
         windows = self._prepared.windows(series, begin)
-        generator = torch.Generator().manual_seed(_mixed(self._seed, self.step, self._world.rank))
-        inputs = torch.from_numpy(windows.inputs)
-        embedded = network.embedded(torch.from_numpy(windows.cat))[:, None].expand(-1, inputs.shape[1], -1)
-        parameters, _ = network(torch.cat([inputs, embedded], dim=2), None, dropout(wanted.dropout_rate, generator))
-        scale = torch.from_numpy(windows.scale)[:, None].expand(-1, inputs.shape[1])
+        inputs, static, cat = (torch.from_numpy(part) for part in (windows.inputs, windows.static, windows.cat))
+        parameters = network(inputs, static, cat, Dropout(wanted.dropout_rate, keys), self._runner)
+        scale = torch.from_numpy(windows.scale).expand(len(inputs), -1)
         losses = negative_log_likelihood(wanted.likelihood, parameters, torch.from_numpy(windows.target), scale)
         weight = torch.from_numpy(windows.observed)
         total = (losses * weight).sum()
@@ -213,7 +215,3 @@ def _copy(value: Tensor) -> Array:
 
 def _or_none(value: float) -> float | None:
     return value if np.isfinite(value) else None
-
-
-def _mixed(*numbers: int) -> int:
-    return int(np.random.SeedSequence(list(numbers)).generate_state(1, np.uint64)[0] >> 1)

@@ -14,15 +14,17 @@ import numpy as np
 from ..contracts import Array
 from .deepar_calendar import Frequency
 from .deepar_series import Series
+from .kernels.series import cut
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
     """Pieces of series, ready for the network; all float32 but `cat`."""
 
-    inputs: Array  # (B, T, I) lags, calendar, age, scale, dynamic features
-    target: Array  # (B, T) not scaled; 0 where it is missing
-    observed: Array  # (B, T) 1 where a value is known
+    inputs: Array  # (T, B, I) lags, calendar, age, dynamic features
+    static: Array  # (B, 1) the logarithm of the scale
+    target: Array  # (T, B) not scaled; 0 where it is missing
+    observed: Array  # (T, B) 1 where a value is known
     scale: Array  # (B,) mean magnitude of what is known in the context
     cat: Array  # (B, C) int64
 
@@ -49,52 +51,36 @@ class Prepared:
         total = int(ends[-1]) if len(series) else 0
         features = len(series[0].dynamic_feat) if series else 0
         self._values = np.full(total, np.nan, dtype=np.float32)
-        self._dynamic = np.zeros((total, features), dtype=np.float32)
-        self._calendar = np.zeros((total, frequency.features(np.zeros(1, "datetime64[m]")).shape[1]), dtype=np.float32)
-        self._age = np.zeros(total, dtype=np.float32)
+        calendar = frequency.features(np.zeros(1, "datetime64[m]")).shape[1]
+        self._features = np.zeros((total, calendar + 1 + features), dtype=np.float32)
         self.cat = np.stack([one.cat for one in series]) if series else np.zeros((0, 0), dtype=np.int64)
         for one, place in zip(series, self._starts.tolist(), strict=True):
             length = len(one.target)
             self._values[place : place + length] = one.target
-            given = one.dynamic_feat.shape[1]
-            self._dynamic[place : place + given] = one.dynamic_feat.T
-            times = frequency.times(one.start, length + ahead)
-            self._calendar[place : place + length + ahead] = frequency.features(times)
-            self._age[place : place + length + ahead] = np.log10(2.0 + np.arange(length + ahead)) / 3
+            rows = self._features[place : place + length + ahead]
+            rows[:, :calendar] = frequency.features(frequency.times(one.start, length + ahead))
+            rows[:, calendar] = np.log10(2.0 + np.arange(length + ahead)) / 3  # age
+            rows[: one.dynamic_feat.shape[1], calendar + 1 :] = one.dynamic_feat.T
 
     @property
     def width(self) -> int:
-        """Inputs of a step without embeddings."""
-        return len(self.lags) + self._calendar.shape[1] + 2 + self._dynamic.shape[1]
+        """Inputs of a step."""
+        return len(self.lags) + self._features.shape[1]
 
-    def windows(self, series: Array, begin: Array, steps: int | None = None) -> Windows:
+    def windows(self, series: Array, begin: Array) -> Windows:
         """Return windows whose forecast begins at value `begin` (B,) of series `series` (B,).
 
         Args:
             series: numbers of series.
             begin: from 1 to the series' length.
-            steps: of a window; default: T.
         """
-        count = self.context + self.ahead if steps is None else steps
-        places = (self._starts[series] + begin - self.context)[:, None] + np.arange(count)
-        target = self._values[places]
-        known = ~np.isnan(target)
-        seen = known[:, : self.context]
-        total = np.where(seen, np.abs(target[:, : self.context]), 0).sum(axis=1, dtype=np.float64)
-        number = seen.sum(axis=1)
-        scale = np.where(total > 0, total / np.maximum(number, 1), 1.0).astype(np.float32)
-        lagged = np.nan_to_num(self._values[places[:, :, None] - self.lags]) / scale[:, None, None]
-        constant = np.broadcast_to(np.log(scale)[:, None, None] / 10, (*places.shape, 1))
-        inputs = np.concatenate(
-            [lagged, self._calendar[places], self._age[places][:, :, None], constant, self._dynamic[places]], axis=2
-        )
-        return Windows(
-            inputs.astype(np.float32, copy=False),
-            np.nan_to_num(target),
-            known.astype(np.float32),
-            scale,
-            self.cat[series],
-        )
+        steps, count = self.context + self.ahead, len(series)
+        inputs = np.empty((steps, count, self.width), dtype=np.float32)
+        target, observed = np.empty((steps, count), dtype=np.float32), np.empty((steps, count), dtype=np.float32)
+        scale = np.empty(count, dtype=np.float32)
+        places = self._starts[series] + begin - self.context
+        cut(self._values, self._features, self.lags, places, self.context, inputs, target, observed, scale)
+        return Windows(inputs, np.log(scale)[:, None] / 10, target, observed, scale, self.cat[series])
 
     def before(self, series: int, begin: int, count: int) -> Array:
         """Return the `count` values of a series before value `begin`, 0 where there is none."""
