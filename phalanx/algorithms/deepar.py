@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 import json
-import zlib
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self, final
+from typing import TYPE_CHECKING, ClassVar, Self, final
 
 import numpy as np
 
-from ..contracts import Array, Entry, Features, Json, Records, Session, State
+from ..contracts import Array, Entry, Features, Records, Session, State
 from ..errors import AlgorithmError, UserError, nearest
 from ..hyperparameters import parse, to_json
 from .deepar_hyperparameters import DeepARHyperparameters
 
 if TYPE_CHECKING:  # torch takes seconds to load: who only reads hyperparameters is spared
     from .deepar_forecast import Forecaster
+    from .deepar_lstm import Runner
     from .deepar_network import Network
     from .deepar_reading import Shape
     from .deepar_series import Series
     from .deepar_training import Training
-    from .deepar_windows import Prepared
 
 _SETTINGS = "deepar.json"
 _WEIGHTS = "model.safetensors"
-_FORECASTS = "forecasts.jsonl"
-_OUTPUTS = ("mean", "quantiles", "samples")
-_SAMPLES = 100  # of a request that does not say
-_MOST_SAMPLES = 100_000
 _HELD = 1 << 25  # numbers of paths that are held at once
 
 
@@ -37,6 +33,9 @@ class DeepAR:
 
     Args:
         hyperparameters: how to learn.
+
+    Attributes:
+        threads: that forecasts may use; they do not change an answer.
     """
 
     Hyperparameters: ClassVar[type] = DeepARHyperparameters
@@ -44,6 +43,7 @@ class DeepAR:
 
     def __init__(self, hyperparameters: DeepARHyperparameters) -> None:
         self.hyperparameters = hyperparameters
+        self.threads = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
         self._shape: Shape | None = None
         self._network: Network | None = None  # once trained
         self._seed = 0
@@ -58,6 +58,7 @@ class DeepAR:
             UserError: on every rank, for records that are no series or do not fit.
             Stopped: the job was asked to stop.
         """
+        from .deepar_lstm import Runner
         from .deepar_reading import read_channel, shape_of
         from .deepar_training import Training
 
@@ -68,9 +69,19 @@ class DeepAR:
         series = read_channel(session, "train", wanted, None)
         if not series:
             raise UserError("channel 'train' has no series")
-        self._shape, self._seed = shape_of(series, wanted), session.seed
+        self._shape, self._seed, self.threads = shape_of(series, wanted), session.seed, session.threads
         test = read_channel(session, "test", wanted, self._shape) if "test" in session.channels else []
-        self._training = training = Training(session, wanted, series, self._shape)
+        with Runner(session.threads) as runner:
+            self._training = training = Training(session, wanted, series, self._shape, runner)
+            try:
+                self._learn(session, training, test, runner)
+            finally:
+                training.close()
+
+    def _learn(self, session: Session, training: Training, test: list[Series], runner: Runner) -> None:
+        from .deepar_backtest import backtest
+
+        wanted = self.hyperparameters
         if self._restored is not None:
             training.load_state_dict(self._restored)
             self._restored = None
@@ -82,7 +93,7 @@ class DeepAR:
                 training.finish()
                 self._network = training.network
                 metrics["train:final_loss"] = training.loss
-                metrics |= self._test(session, test)
+                metrics |= backtest(session, wanted, self._forecasts(), test, runner)
             known = wanted.early_stopping_patience is None or done
             of = (training.step if done else training.steps) if known else None
             session.report(training.step, metrics, rows=wanted.mini_batch_size, of=of)
@@ -102,7 +113,10 @@ class DeepAR:
         Raises:
             UserError: a request is no series, or does not fit.
         """
+        from .deepar_forecast import summarised
+        from .deepar_lstm import Runner
         from .deepar_reading import parsed
+        from .deepar_requests import OUTPUTS, asked, seed_of
 
         if not isinstance(requests, Records):
             raise UserError("deepar answers series as JSON records, not rows of numbers")
@@ -111,28 +125,28 @@ class DeepAR:
         assert self._shape is not None
         ahead = wanted.prediction_length
         series = parsed(requests.items, lambda row: f"request {row + 1}", wanted, self._shape, ahead=ahead)
-        samples, quantiles, outputs = _asked(requests, wanted)
+        samples, quantiles, outputs = asked(requests, wanted)
         empty = next((row for row, one in enumerate(series) if np.isnan(one.target).all()), None)
         if empty is not None:
             raise UserError(f"request {empty + 1}: target holds no values; a forecast needs at least one")
-        seeds = [zlib.crc32(_canonical(item)) ^ (self._seed & 0xFFFFFFFF) for item in requests.items]
         mean = np.zeros((len(series), ahead), dtype=np.float32)
         of = np.zeros(len(series), dtype=[(f"{q:g}", np.float32, (ahead,)) for q in quantiles])
         drawn = np.full((len(series), max(samples, default=0) if "samples" in outputs else 0, ahead), np.nan, dtype=np.float32)
-        for number in sorted(set(samples)):
-            rows = np.flatnonzero(np.array(samples) == number)
-            block = max(1, _HELD // (number * ahead))
-            for some in np.split(rows, range(block, len(rows), block)):
-                mine = [series[row] for row in some]
-                begin = [len(one.target) for one in mine]
-                paths = self._sampled(self._prepared(mine), begin, number, [seeds[row] for row in some])
-                mean[some] = paths.mean(axis=1)
-                for q in quantiles:
-                    of[f"{q:g}"][some] = np.quantile(paths, q, axis=1)
-                if "samples" in outputs:
-                    drawn[some, :number] = paths
-        found = {"mean": mean, "quantiles": of, "samples": drawn}
-        return {name: found[name] for name in _OUTPUTS if name in outputs}
+        with Runner(self.threads) as runner:
+            for number in sorted(set(samples)):
+                rows = np.flatnonzero(np.array(samples) == number)
+                block = max(1, _HELD // (number * ahead))
+                for some in np.split(rows, range(block, len(rows), block)):
+                    mine = [series[row] for row in some]
+                    seeds = [seed_of(one, self._seed) for one in mine]
+                    paths = self._forecasts().samples(mine, [len(one.target) for one in mine], number, seeds, runner)
+                    mean[some], found = summarised(paths, quantiles, runner)
+                    for k, q in enumerate(quantiles):
+                        of[f"{q:g}"][some] = found[:, k]
+                    if "samples" in outputs:
+                        drawn[some, :number] = paths
+        answers = {"mean": mean, "quantiles": of, "samples": drawn}
+        return {name: answers[name] for name in OUTPUTS if name in outputs}
 
     def save(self, folder: Path) -> None:
         """Write `model.safetensors` and `deepar.json`: hyperparameters, and what all series have in common."""
@@ -185,104 +199,14 @@ class DeepAR:
         self._network = self._forecaster = None
         self._restored = state if int(state["step"].value) else None
 
-    def _test(self, session: Session, test: list[Series]) -> dict[str, float]:
-        """Collective. Forecast the withheld ends of series; return the measures, none without such series."""
-        from .deepar_forecast import Errors, measures
-
-        wanted, world = self.hyperparameters, session.world
-        ahead, quantiles = wanted.prediction_length, np.array(wanted.quantiles)
-        test = [one for one in test if len(one.target) > ahead]
-        if not test:
-            return {}
-        self._forecaster = None
-        errors = Errors()
-        own = list(range(len(test)))[world.rank :: world.size]
-        mine = [test[number] for number in own]
-        paths, truth = np.zeros((0, wanted.num_eval_samples, ahead), np.float32), np.zeros((0, ahead), np.float32)
-        if mine:
-            begin = [len(one.target) - ahead for one in mine]
-            prepared = self._prepared(mine)
-            paths = self._sampled(prepared, begin, wanted.num_eval_samples, [number ^ self._seed for number in own])
-            truth = prepared.truth(np.arange(len(mine)), np.array(begin))
-            errors.add(truth, paths, quantiles)
-        self._publish(session, own, mine, truth, paths)
-        return measures(world.all_reduce(errors.sums(len(quantiles))), wanted.quantiles)
-
-    def _publish(self, session: Session, numbers: list[int], series: list[Series], truth: Array, paths: Array) -> None:
-        """Write this rank's forecasts of channel test beside the artifact."""
-        quantiles = self.hyperparameters.quantiles
-        session.output_data.mkdir(parents=True, exist_ok=True)
-        with (session.output_data / f"{session.world.rank}-{_FORECASTS}").open("w", encoding="utf-8") as file:
-            for number, one, actual, drawn in zip(numbers, series, truth, paths, strict=True):
-                record = {
-                    "series": number,
-                    "start": str(one.start).replace("T", " "),
-                    "length": len(one.target),
-                    "actual": [None if np.isnan(value) else float(value) for value in actual],
-                    "mean": drawn.mean(axis=0).tolist(),
-                    "quantiles": {f"{q:g}": np.quantile(drawn, q, axis=0).tolist() for q in quantiles},
-                }
-                file.write(json.dumps(record) + "\n")
-
-    def _prepared(self, series: list[Series]) -> Prepared:
-        from .deepar_calendar import Frequency
-        from .deepar_windows import Prepared
-
-        wanted = self.hyperparameters
-        return Prepared(series, Frequency.parse(wanted.time_freq), wanted.context_length, wanted.prediction_length)
-
-    def _sampled(self, prepared: Prepared, begin: list[int], paths: int, seeds: list[int]) -> Array:
+    def _forecasts(self) -> Forecaster:
         from .deepar_forecast import Forecaster
 
         if self._forecaster is None:
             self._forecaster = Forecaster(self._trained(), self.hyperparameters)
-        return self._forecaster.samples(prepared, list(range(len(begin))), begin, paths, seeds)
+        return self._forecaster
 
     def _trained(self) -> Network:
         if self._network is None:
             raise AlgorithmError("this deepar model has not been trained yet: call fit or load first")
         return self._network
-
-
-def _asked(requests: Records, wanted: DeepARHyperparameters) -> tuple[list[int], list[float], set[str]]:
-    """Return the samples that each request asks for, and the quantiles and outputs that all do together."""
-    samples, quantiles, outputs = [], set(), set()
-    for row, item in enumerate(requests.items, 1):
-        given: Any = item.get("configuration") or {}
-        if not isinstance(given, dict):
-            raise UserError(f"request {row}: configuration must be an object")
-        number = given.get("num_samples", _SAMPLES)
-        if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= _MOST_SAMPLES:
-            allowed = f"a whole number from 1 to {_MOST_SAMPLES}"
-            raise UserError(f"request {row}: num_samples={number!r:.40} is not allowed: it must be {allowed}")
-        samples.append(number)
-        for text in _list(given, "quantiles", wanted.quantiles, row):
-            quantiles.add(_quantile(text, row))
-        for output in _list(given, "output_types", ["mean", "quantiles"], row):
-            if output not in _OUTPUTS:
-                raise UserError(f"request {row}: output_types knows no {output!r:.40}; {nearest(str(output), _OUTPUTS)}")
-            outputs.add(output)
-    if not requests.items:
-        return [], wanted.quantiles, {"mean", "quantiles"}
-    return samples, sorted(quantiles), outputs
-
-
-def _list(given: dict[str, Json], name: str, default: list[Any], row: int) -> list[Any]:
-    found = given.get(name, default)
-    if not isinstance(found, list):
-        raise UserError(f"request {row}: {name} must be a list, not {found!r:.40}")
-    return found
-
-
-def _quantile(given: Json, row: int) -> float:
-    try:
-        value = float(given)
-    except (TypeError, ValueError):
-        value = float("nan")
-    if not 0 < value < 1:
-        raise UserError(f"request {row}: the quantile {given!r:.40} is not allowed: it must be above 0 and below 1")
-    return value
-
-
-def _canonical(item: Json) -> bytes:
-    return json.dumps({key: value for key, value in item.items() if key != "configuration"}, sort_keys=True).encode()

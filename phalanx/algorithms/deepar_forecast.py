@@ -1,27 +1,41 @@
-"""Forecasts by ancestral sampling: all paths of many series advance together, one value at a time."""
+"""Forecasts by ancestral sampling: the past of a series is read once, then all its paths advance together.
+
+Every series is computed for itself, in float32 and in arrays whose shapes follow from the configuration alone: an answer does
+not depend on what else was asked.
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import final
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..contracts import Array
+from .deepar_calendar import Frequency
 from .deepar_hyperparameters import DeepARHyperparameters
-from .deepar_network import Network, draw
-from .deepar_windows import Prepared
+from .deepar_lstm import Runner
+from .deepar_network import Network
+from .deepar_series import Series
+from .deepar_windows import Prepared, Windows
+from .kernels import lstm as lstm_loops
+from .kernels import paths as loops
 
-_ROWS = 8192  # paths that advance together
+CODES = {
+    "gaussian": loops.GAUSSIAN,
+    "student-T": loops.STUDENT_T,
+    "beta": loops.BETA,
+    "negative-binomial": loops.NEGATIVE_BINOMIAL,
+    "deterministic-L1": loops.DETERMINISTIC,
+}
+_BLOCK = 128  # paths that advance together: what they work on stays in the cache
+_ALL = np.float32(1)
 
 
 @final
 class Forecaster:
-    """Draws paths, each series with random numbers of its own: what it is told does not depend on who is asked with it.
+    """Draws paths, each series with random numbers of its own.
 
     Args:
         network: trained.
@@ -29,121 +43,98 @@ class Forecaster:
     """
 
     def __init__(self, network: Network, wanted: DeepARHyperparameters) -> None:
-        self._network = copy.deepcopy(network).double().eval()  # so that rounding by the number of rows stays far below float32
-        self._wanted = wanted
+        self._network, self._wanted = network, wanted
+        self._inputs = network.inputs
+        layers = [[_numbers(weight) for weight in layer] for layer in network.weights()]
+        (of_inputs, of_states, one, other), *above = layers
+        self._of_inputs = np.ascontiguousarray(of_inputs.T)  # (I + S, 4 H)
+        self._of_states = np.ascontiguousarray(of_states.T)
+        self._bias = one + other
+        cells = network.head.in_features
+        self._others = np.empty((len(above), 2 * cells, 4 * cells), dtype=np.float32)
+        self._biases = np.empty((len(above), 1, 4 * cells), dtype=np.float32)
+        for number, (w, v, b, c) in enumerate(above):
+            self._others[number] = np.concatenate([w, v], axis=1).T
+            self._biases[number] = b + c
+        self._head = np.ascontiguousarray(_numbers(network.head.weight).T)
+        self._offset = _numbers(network.head.bias)
 
     def samples(
-        self, prepared: Prepared, series: Sequence[int], begin: Sequence[int], paths: int, seeds: Sequence[int]
+        self, series: Sequence[Series], begin: Sequence[int], paths: int, seeds: Sequence[int], runner: Runner
     ) -> Array:
-        """Return paths (N, paths, prediction_length) float32 from value `begin` of each series on.
+        """Return paths (N, paths, prediction_length) float32 from a value of each series on.
 
         Args:
-            prepared: the series.
-            series: (N,) numbers of series in it.
+            series: N of them.
             begin: (N,) where each forecast begins.
             paths: of each.
             seeds: (N,) of each one's random numbers.
+            runner: whose threads take series.
         """
         wanted = self._wanted
-        found = np.empty((len(series), paths, wanted.prediction_length), dtype=np.float32)
-        block = max(1, _ROWS // paths)
-        for first in range(0, len(series), block):
-            part = slice(first, first + block)
-            found[part] = self._block(prepared, np.array(series[part]), np.array(begin[part]), paths, seeds[part])
+        frequency = Frequency.parse(wanted.time_freq)
+        prepared = Prepared(series, frequency, wanted.context_length, wanted.prediction_length, since=begin)
+        windows = prepared.windows(np.arange(len(begin)), np.array(begin, dtype=np.int64))
+        static = _numbers(self._network.embedded(*windows.still()))
+        found = np.empty((len(begin), paths, self._wanted.prediction_length), dtype=np.float32)
+
+        def work(number: int) -> None:
+            self._one(prepared, windows, static[number], number, seeds[number], found[number])
+
+        runner.each(work, len(begin))
         return found
 
-    def _block(self, prepared: Prepared, series: Array, begin: Array, paths: int, seeds: Sequence[int]) -> Array:
-        wanted, context = self._wanted, prepared.context
-        windows = prepared.windows(series, begin)
-        lags = torch.from_numpy(prepared.lags)
-        longest = int(lags.max())
-        with torch.no_grad():
-            embedded = self._network.embedded(torch.from_numpy(windows.cat))
-            inputs = torch.from_numpy(windows.inputs).double()
-            steps = inputs.shape[1]
-            whole = torch.cat([inputs, embedded[:, None].expand(-1, steps, -1)], dim=2)
-            _, state = self._network(whole[:, :context])
-            state = [(h.repeat_interleave(paths, 1), c.repeat_interleave(paths, 1)) for h, c in state]
-            scale = torch.from_numpy(windows.scale).double()
-            past = np.stack([prepared.before(s, b, longest) for s, b in zip(series.tolist(), begin.tolist(), strict=True)])
-            values = torch.zeros(len(series), paths, longest + wanted.prediction_length, dtype=torch.float64)
-            values[:, :, :longest] = (torch.from_numpy(past).double() / scale[:, None])[:, None]
-            noise = _Noise(seeds, paths, wanted)
-            width = len(lags)
-            for step in range(wanted.prediction_length):
-                lagged = values[:, :, longest + step - lags]
-                known = whole[:, context + step, width:][:, None].expand(-1, paths, -1)
-                now = torch.cat([lagged, known], dim=2).reshape(len(series) * paths, 1, -1)
-                parameters, state = self._network(now, state)
-                drawn = draw(
-                    wanted.likelihood, parameters.reshape(len(series), paths, -1), scale[:, None], noise.uniform, noise
-                )
-                values[:, :, longest + step] = drawn / scale[:, None]
-            paths_of: Array = (values[:, :, longest:] * scale[:, None, None]).numpy()
-        return paths_of
+    def _one(self, prepared: Prepared, windows: Windows, static: Array, number: int, seed: int, found: Array) -> None:
+        context, lags = prepared.context, prepared.lags
+        base = (static @ self._of_inputs[self._inputs :] + self._bias)[None]
+        inputs = np.ascontiguousarray(windows.inputs[:, number])
+        states, cells = self._read(inputs[:context], base)
+        ahead = inputs[context:]
+        steps = np.arange(len(ahead))
+        ahead[:, : len(lags)][lags <= steps[:, None]] = 0  # the series may hold what is to be forecast
+        near = lags[lags < len(ahead)]
+        known = ahead @ self._of_inputs[: self._inputs] + base
+        first = np.concatenate([self._of_inputs[: len(near)], self._of_states])
+        scale, code = float(windows.scale[number]), CODES[self._wanted.likelihood]
+        for block, begin in enumerate(range(0, len(found), _BLOCK)):
+            own = (seed + block * 0x9E3779B1) & 0xFFFFFFFF
+            loops.sample(
+                code, np.uint32(own), scale, states, cells, known, near, first, self._others, self._biases, self._head,
+                self._offset, found[begin : begin + _BLOCK],
+            )  # fmt: skip
+
+    def _read(self, inputs: Array, base: Array) -> tuple[Array, Array]:
+        """Return states and cells (N, H) of all layers after the context (T, I)."""
+        steps, count = len(inputs), self._head.shape[0]
+        states = np.empty((1 + len(self._others), count), dtype=np.float32)
+        cells = np.empty_like(states)
+        first = np.concatenate([self._of_inputs[: self._inputs], self._of_states])
+        for number in range(len(states)):
+            weights, bias = (self._others[number - 1], self._biases[number - 1]) if number else (first, base)
+            whole = np.zeros((steps + 1, 1, len(weights)), dtype=np.float32)
+            whole[:steps, 0, : inputs.shape[1]] = inputs
+            gates, squashed = np.empty((steps, 1, 4 * count), np.float32), np.empty((steps, 1, count), np.float32)
+            memory, out = np.zeros((steps + 1, 1, count), np.float32), np.empty((steps + 1, 1, count), np.float32)
+            lstm_loops.forward(whole, weights, bias, gates, memory, squashed, out, np.zeros(1, np.uint32), np.uint32(0), _ALL)
+            states[number], cells[number] = whole[steps, 0, -count:], memory[steps, 0]
+            inputs = out[:steps, 0]
+        return states, cells
 
 
-@final
-class _Noise:
-    """Random numbers of each series from a generator of its own."""
-
-    def __init__(self, seeds: Sequence[int], paths: int, wanted: DeepARHyperparameters) -> None:
-        self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self._paths = paths
-
-    def uniform(self) -> Tensor:
-        """Return (N, paths) numbers above 0 and below 1."""
-        drawn = [torch.rand(self._paths, generator=g, dtype=torch.float64) for g in self._generators]
-        return torch.stack(drawn).clamp(1e-12, 1 - 1e-12)
-
-    def standard(self, shape: Tensor) -> Tensor:
-        """Return gamma draws with scale 1 for shapes (N, paths)."""
-        rows = [torch._standard_gamma(row, generator=g) for row, g in zip(shape, self._generators, strict=True)]
-        return torch.stack(rows)
-
-    def poisson(self, rate: Tensor) -> Tensor:
-        """Return counts for rates (N, paths)."""
-        return torch.stack([torch.poisson(row, generator=g) for row, g in zip(rate, self._generators, strict=True)])
+def _numbers(tensor: Tensor) -> Array:
+    found: Array = tensor.detach().cpu().float().numpy()
+    return found
 
 
-@dataclass(slots=True)
-class Errors:
-    """Sums over series from which the measures of a test follow."""
+def summarised(paths: Array, quantiles: Sequence[float], runner: Runner) -> tuple[Array, Array]:
+    """Return the means (N, T) and quantiles (N, Q, T) of paths (N, S, T), interpolated as numpy does."""
+    count, _, steps = paths.shape
+    mean = np.empty((count, steps), dtype=np.float32)
+    of = np.empty((count, len(quantiles), steps), dtype=np.float32)
+    wanted = np.array(quantiles, dtype=np.float64)
 
-    squared: float = 0.0
-    magnitude: float = 0.0
-    values: float = 0.0
-    pinball: Array | None = None  # (Q,)
-    below: Array | None = None  # (Q,) values at most as large as the quantile
+    def work(number: int) -> None:
+        loops.summarise(paths[number], wanted, mean[number], of[number])
 
-    def add(self, truth: Array, samples: Array, quantiles: Array) -> None:
-        """Take in forecasts of N series: truth (N, T), NaN where it is not known, and samples (N, S, T)."""
-        known = ~np.isnan(truth)
-        y = np.nan_to_num(truth).astype(np.float64)
-        of = np.quantile(samples, quantiles, axis=1)  # (Q, N, T)
-        gap = (y - of) * known
-        share = quantiles[:, None, None]
-        pinball = np.maximum(share * gap, (share - 1) * gap).sum(axis=(1, 2))
-        below = ((gap <= 0) & known).sum(axis=(1, 2))
-        self.squared += float((((y - samples.mean(axis=1)) ** 2) * known).sum())
-        self.magnitude += float(np.abs(y[known]).sum())
-        self.values += float(known.sum())
-        self.pinball = pinball if self.pinball is None else self.pinball + pinball
-        self.below = below if self.below is None else self.below + below
-
-    def sums(self, quantiles: int) -> Array:
-        """Return all of them in one array."""
-        zero = np.zeros(quantiles)
-        parts = [[self.squared, self.magnitude, self.values], zero if self.pinball is None else self.pinball]
-        return np.concatenate([*parts, zero if self.below is None else self.below]).astype(np.float64)
-
-
-def measures(sums: Array, quantiles: Sequence[float]) -> dict[str, float]:
-    """Return RMSE, the weighted quantile losses, their mean, and the share of values below each quantile."""
-    count = len(quantiles)
-    squared, magnitude, values = sums[:3].tolist()
-    losses = 2 * sums[3 : 3 + count] / max(magnitude, 1e-12)
-    coverage = sums[3 + count :] / max(values, 1.0)
-    found = {"test:RMSE": float(np.sqrt(squared / max(values, 1.0))), "test:mean_wQuantileLoss": float(losses.mean())}
-    found |= {f"test:wQuantileLoss[{q:g}]": float(loss) for q, loss in zip(quantiles, losses, strict=True)}
-    return found | {f"test:coverage[{q:g}]": float(share) for q, share in zip(quantiles, coverage, strict=True)}
+    runner.each(work, count)
+    return mean, of

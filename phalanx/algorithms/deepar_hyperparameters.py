@@ -15,7 +15,7 @@ Likelihood = Literal["gaussian", "beta", "negative-binomial", "student-T", "dete
 
 @dataclass(frozen=True)
 class DeepARHyperparameters:
-    """`batches_per_epoch` is ours."""
+    """`test_windows`, `batches_per_epoch` and `strategy` are ours."""
 
     time_freq: str = hyper(help="the distance between values: min, H, D, W or M, with a number before it as in 15min")
     prediction_length: int = hyper(low=1, high=10_000, help="values to forecast")
@@ -48,12 +48,19 @@ class DeepARHyperparameters:
         open_high=True,
         help="quantiles that channel test is measured at, and requests are answered with; default: 0.1, 0.2, … 0.9",
     )
+    test_windows: int = hyper(
+        1, low=1, high=1000, help="runs of prediction_length values at the ends of channel test, forecast one after another"
+    )
     num_dynamic_feat: int | Literal["auto", "ignore", ""] = hyper(
         "auto", low=0, help="features that change with time: auto, ignore, how many there must be; empty: none may be there"
     )
     cardinality: str = hyper("auto", help="values that each category has: auto, ignore, or how many there may be as [5,3]")
     batches_per_epoch: int | Literal["auto"] = hyper(
         "auto", low=1, help="steps of an epoch; auto: 50, or as many as it takes to come by every series"
+    )
+
+    strategy: Literal["sum", "ddp", "horovod"] = hyper(
+        "sum", help="how several workers add gradients: sum (one exchange a step, any launcher), or a strategy of the Trainer"
     )
 
     def objectives(self) -> dict[str, Literal["minimize", "maximize"]]:

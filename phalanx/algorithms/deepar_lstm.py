@@ -155,7 +155,7 @@ class _Stacked(torch.autograd.Function):
             room[0].whole[:steps, :, :width] = x[:, block]
             out = found if len(blocks) == 1 else np.empty((steps + 1, block.stop - block.start, cells), dtype=np.float32)
             for k, layer in enumerate(room):
-                biases = base[block] if k == 0 else np.broadcast_to(given[1 + 3 * k], layer.of_bias.shape)
+                biases = given[1 + 3 * k][None] if k else base[block]
                 after = room[k + 1].whole if k + 1 < len(room) else out
                 keys, threshold, kept = dropout.of_layer(k, block)
                 loops.forward(

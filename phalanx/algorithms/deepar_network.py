@@ -6,8 +6,7 @@ Legend of shapes: B windows, T steps, I inputs, S static inputs with the embeddi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +55,15 @@ class Network(nn.Module):
         """Return what is the same for all steps of windows (B, S): static inputs, and what stands for categories (B, C)."""
         return torch.cat([static, *(table(cat[:, i]) for i, table in enumerate(self.embeddings))], dim=1)
 
+    def weights(self) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Return the weights of inputs (4 H, …) and states (4 H, H) of each layer, and the two biases (4 H,) that are added."""
+        found: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        for lstm in self.lstms:
+            assert isinstance(lstm, nn.LSTM)
+            w, v, b, c = lstm.all_weights[0]
+            found.append((w, v, b, c))
+        return found
+
     def forward(self, inputs: Tensor, static: Tensor, cat: Tensor, dropout: Dropout, runner: Runner) -> Tensor:
         """Return parameters (T, B, P).
 
@@ -67,11 +75,13 @@ class Network(nn.Module):
             runner: that computes the layers where they are on the CPU.
         """
         whole = self.embedded(static, cat)
-        found: Tensor = self.head(self._fused(inputs, whole, dropout, runner) if inputs.device.type == "cpu" else self._plain(inputs, whole, dropout))
+        found: Tensor = self.head(
+            self._fused(inputs, whole, dropout, runner) if inputs.device.type == "cpu" else self._plain(inputs, whole, dropout)
+        )
         return found
 
     def _fused(self, inputs: Tensor, whole: Tensor, dropout: Dropout, runner: Runner) -> Tensor:
-        (of_inputs, of_states, of_bias), *others = ((w, v, b + c) for w, v, b, c in (lstm.all_weights[0] for lstm in self.lstms))
+        (of_inputs, of_states, of_bias), *others = ((w, v, b + c) for w, v, b, c in self.weights())
         bias = torch.addmm(of_bias, whole, of_inputs[:, self.inputs :].T)
         weights = [of_inputs[:, : self.inputs], of_states, *(weight for layer in others for weight in layer)]
         return layers_of(runner, dropout, inputs, bias, weights)
@@ -122,38 +132,6 @@ def negative_log_likelihood(likelihood: Likelihood, parameters: Tensor, y: Tenso
         + spread.log()
         + scale.log()
     )
-
-
-def draw(likelihood: Likelihood, parameters: Tensor, scale: Tensor, uniform: Callable[[], Tensor], gamma: Any) -> Tensor:
-    """Return a value for each set of parameters, not scaled.
-
-    Args:
-        likelihood: the distribution.
-        parameters: (B, S, P) of windows and paths.
-        scale: (B, 1) of the windows.
-        uniform: returns (B, S) numbers of (0, 1), new ones at each call.
-        gamma: returns (B, S) draws for shapes (B, S), and then counts for rates.
-    """
-    if likelihood == "deterministic-L1":
-        return parameters[..., 0] * scale
-    if likelihood == "beta":
-        a, b = _beta(parameters)
-        one, two = gamma.standard(a), gamma.standard(b)
-        shares: Tensor = (one / (one + two)).clamp(1e-6, 1 - 1e-6)
-        return shares
-    if likelihood == "negative-binomial":
-        mean, shape = _negative_binomial(parameters, scale)
-        counts: Tensor = gamma.poisson(gamma.standard(1 / shape) * shape * mean)
-        return counts
-    location, spread = parameters[..., 0], functional.softplus(parameters[..., 1]) + _TINY
-    first, second = uniform(), uniform()
-    angle = torch.cos(2 * math.pi * second)
-    if likelihood == "gaussian":
-        noise = torch.sqrt(-2 * first.log()) * angle  # Box and Muller (1958)
-    else:
-        degrees = 2 + functional.softplus(parameters[..., 2])
-        noise = torch.sqrt(degrees * torch.expm1(-2 / degrees * first.log())) * angle  # Bailey (1994)
-    return (location + spread * noise) * scale
 
 
 def _beta(parameters: Tensor) -> tuple[Tensor, Tensor]:

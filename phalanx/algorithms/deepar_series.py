@@ -55,13 +55,14 @@ def _numbers(values: Json, what: str, *, missing: bool) -> Array:
     """Return a list as float32; null and "NaN" are NaN where values may be missing."""
     if not isinstance(values, list):
         raise UserError(f"{what} must be a list of numbers")
-    for number, value in enumerate(values):
-        gap = value is None or value == "NaN"
-        if not gap and (isinstance(value, bool) or not isinstance(value, (int, float))):
-            raise UserError(f"{what}: value {number + 1} is {value!r:.40}, no number")
-    gaps = [value is None or value == "NaN" for value in values]
+    if not set(map(type, values)) <= {float, int}:  # the common case is checked without a loop of Python's
+        for number, value in enumerate(values):
+            gap = value is None or value == "NaN"
+            if not gap and (isinstance(value, bool) or not isinstance(value, (int, float))):
+                raise UserError(f"{what}: value {number + 1} is {value!r:.40}, no number")
+        values = [np.nan if value is None or value == "NaN" else value for value in values]
     try:
-        found = np.array([np.nan if gap else value for gap, value in zip(gaps, values, strict=True)], dtype=np.float64)
+        found = np.array(values, dtype=np.float64)
     except OverflowError:
         raise UserError(f"{what} holds a number that is too large") from None
     with np.errstate(over="ignore"):

@@ -10,19 +10,19 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..contracts import Array, Entry, Session, State
 from ..errors import UserError
 from .deepar_calendar import Frequency
 from .deepar_hyperparameters import DeepARHyperparameters
-from .deepar_lstm import Dropout, Runner
-from .deepar_network import Network, negative_log_likelihood
+from .deepar_lstm import Runner
+from .deepar_network import Network
 from .deepar_reading import Shape
 from .deepar_series import Series
+from .deepar_step import Loss, Share, Stepper
 from .deepar_windows import Prepared
 
-_CLIP = 10.0  # largest norm of a gradient
 _SLOWEST = 0.01  # of the learning rate, at the end
 _BATCHES = 50
 
@@ -42,18 +42,19 @@ class Training:
         UserError: no series is long enough.
     """
 
-    def __init__(self, session: Session, wanted: DeepARHyperparameters, series: list[Series], shape: Shape, runner: Runner) -> None:
+    def __init__(
+        self, session: Session, wanted: DeepARHyperparameters, series: list[Series], shape: Shape, runner: Runner
+    ) -> None:
         usable = [one for one in series if len(one.target) > wanted.prediction_length and not np.isnan(one.target).all()]
         if not usable:
             raise UserError(
                 f"channel 'train' has no series longer than prediction_length={wanted.prediction_length} with values in it"
             )
         self._world, self._seed = session.world, session.seed
-        self._runner = runner
         self._wanted = wanted
         self._prepared = Prepared(usable, Frequency.parse(wanted.time_freq), wanted.context_length, wanted.prediction_length)
         self.network = make_network(wanted, shape, self._prepared.width, session.seed)
-        self._adam = torch.optim.Adam(self.network.parameters(), lr=wanted.learning_rate, fused=True)
+        self._stepper = Stepper(Loss(self.network, wanted, runner), wanted, session.world, session.device, session.seed)
         auto = max(_BATCHES, -(-len(usable) // wanted.mini_batch_size))
         self.per_epoch = auto if wanted.batches_per_epoch == "auto" else wanted.batches_per_epoch
         self.steps = wanted.epochs * self.per_epoch
@@ -71,29 +72,7 @@ class Training:
 
     def learn(self) -> dict[str, float]:
         """Collective. Do one step; return its metrics."""
-        wanted, parameters = self._wanted, list(self.network.parameters())
-        generator = np.random.default_rng([self._seed, self.step])
-        count = wanted.mini_batch_size
-        series = generator.integers(len(self._prepared.lengths), size=count)
-        last = self._prepared.lengths[series] - wanted.prediction_length  # windows end within the series
-        begin = 1 + (generator.random(count) * last).astype(np.int64)
-        keys = generator.integers(1 << 32, size=count, dtype=np.uint32)
-        own = np.array_split(np.arange(count), self._world.size)[self._world.rank]
-        total, known = self._gradients(series[own], begin[own], keys[own])
-        flat = np.concatenate([_gradient(p).ravel() for p in parameters] + [np.array([total, known])]).astype(np.float64)
-        flat = self._world.all_reduce(flat)
-        share = 1 / max(float(flat[-1]), 1.0)
-        loss = float(flat[-2]) * share
-        place = 0
-        for parameter in parameters:
-            size = parameter.numel()
-            found = (flat[place : place + size] * share).astype(np.float32).reshape(parameter.shape)
-            parameter.grad = torch.from_numpy(found)
-            place += size
-        nn.utils.clip_grad_norm_(parameters, _CLIP)
-        for group in self._adam.param_groups:
-            group["lr"] = wanted.learning_rate * self._speed()
-        self._adam.step()
+        loss = self._stepper.step(self._share(), self._wanted.learning_rate * self._speed())
         self.step += 1
         self._sum += loss
         metrics = {"train:loss:batch": loss}
@@ -110,6 +89,10 @@ class Training:
             self.network.load_state_dict(self._best)
             self.loss = self._best_loss
 
+    def close(self) -> None:
+        """Give back what the strategy holds."""
+        self._stepper.close()
+
     def state_dict(self) -> State:
         """Return what the next step depends on."""
         state = {
@@ -121,7 +104,7 @@ class Training:
         }
         state |= {f"network/{name}": Entry(_copy(value)) for name, value in self.network.state_dict().items()}
         for number, parameter in enumerate(self.network.parameters()):
-            moments = self._adam.state.get(parameter, {})
+            moments = self._stepper.optimizer.state.get(parameter, {})
             if moments:
                 state[f"first/{number}"] = Entry(_copy(moments["exp_avg"]))
                 state[f"second/{number}"] = Entry(_copy(moments["exp_avg_sq"]))
@@ -148,28 +131,31 @@ class Training:
         first, second = _named(state, "first/"), _named(state, "second/")
         for number, parameter in enumerate(self.network.parameters()):
             if str(number) in first:
-                self._adam.state[parameter] = {
+                self._stepper.optimizer.state[parameter] = {
                     "step": torch.tensor(float(self.step)),
                     "exp_avg": first[str(number)],
                     "exp_avg_sq": second[str(number)],
                 }
         self._best = _named(state, "best/") or None
 
-    def _gradients(self, series: Array, begin: Array, keys: Array) -> tuple[float, float]:
-        """Leave the gradients of the summed loss of some windows; return that and how many values it is over."""
-        wanted, network = self._wanted, self.network
-        network.zero_grad(set_to_none=True)
-        if not len(series):
-            return 0.0, 0.0
-        windows = self._prepared.windows(series, begin)
-        inputs, static, cat = (torch.from_numpy(part) for part in (windows.inputs, windows.static, windows.cat))
-        parameters = network(inputs, static, cat, Dropout(wanted.dropout_rate, keys), self._runner)
-        scale = torch.from_numpy(windows.scale).expand(len(inputs), -1)
-        losses = negative_log_likelihood(wanted.likelihood, parameters, torch.from_numpy(windows.target), scale)
-        weight = torch.from_numpy(windows.observed)
-        total = (losses * weight).sum()
-        total.backward()  # type: ignore[no-untyped-call]
-        return float(total.detach()), float(weight.sum())
+    def _share(self) -> Share:
+        """Return this rank's run of the windows of a global batch; what is drawn follows from seed and step."""
+        generator = np.random.default_rng([self._seed, self.step])
+        series, begin = self._chosen(generator)
+        count = len(series)
+        keys = generator.integers(1 << 32, size=count, dtype=np.uint32)
+        known = self._prepared.known(series, begin)
+        own = np.array_split(np.arange(count), self._world.size)[self._world.rank]
+        weight = known[own].sum() / max(known.sum(), 1)
+        own = own if len(own) else np.zeros(1, dtype=np.int64)  # stands in, with a weight of 0
+        return Share(self._prepared.windows(series[own], begin[own]), keys[own], float(weight))
+
+    def _chosen(self, generator: np.random.Generator) -> tuple[Array, Array]:
+        """Return the series and begins of a global batch of windows, which end within their series."""
+        count = self._wanted.mini_batch_size
+        series = generator.integers(len(self._prepared.lengths), size=count)
+        last = self._prepared.lengths[series] - self._wanted.prediction_length
+        return series, 1 + (generator.random(count) * last).astype(np.int64)
 
     def _speed(self) -> float:
         """Return the share of the learning rate: all of it in the first half, then falling along a line."""
@@ -191,13 +177,6 @@ def make_network(wanted: DeepARHyperparameters, shape: Shape, width: int, seed: 
     return Network(
         width, shape.cardinality, wanted.embedding_dimension, wanted.num_layers, wanted.num_cells, wanted.likelihood, seed
     )
-
-
-def _gradient(parameter: nn.Parameter) -> Array:
-    if parameter.grad is None:
-        return np.zeros(parameter.shape, dtype=np.float32)
-    found: Array = parameter.grad.numpy()
-    return found
 
 
 def _named(state: State, prefix: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+import torch
 
 from ..contracts import Array
 from .deepar_calendar import Frequency
@@ -28,6 +29,10 @@ class Windows:
     scale: Array  # (B,) mean magnitude of what is known in the context
     cat: Array  # (B, C) int64
 
+    def still(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return what does not change with time, for the network: static inputs and categories."""
+        return torch.from_numpy(self.static), torch.from_numpy(self.cat)
+
 
 @final
 class Prepared:
@@ -38,9 +43,12 @@ class Prepared:
         frequency: of all.
         context: context_length.
         ahead: prediction_length.
+        since: (N,) value of each series before which no forecast of a window begins; None: any. It saves time.
     """
 
-    def __init__(self, series: Sequence[Series], frequency: Frequency, context: int, ahead: int) -> None:
+    def __init__(
+        self, series: Sequence[Series], frequency: Frequency, context: int, ahead: int, since: Sequence[int] | None = None
+    ) -> None:
         self.context, self.ahead = context, ahead
         self.lags = np.array(frequency.lags(), dtype=np.int64)
         self._before = int(self.lags.max()) + context
@@ -54,18 +62,21 @@ class Prepared:
         calendar = frequency.features(np.zeros(1, "datetime64[m]")).shape[1]
         self._features = np.zeros((total, calendar + 1 + features), dtype=np.float32)
         self.cat = np.stack([one.cat for one in series]) if series else np.zeros((0, 0), dtype=np.int64)
-        for one, place in zip(series, self._starts.tolist(), strict=True):
+        age = (np.log10(2.0 + np.arange(int(self.lengths.max(initial=0)) + ahead)) / 3).astype(np.float32)
+        for number, (one, place) in enumerate(zip(series, self._starts.tolist(), strict=True)):
             length = len(one.target)
             self._values[place : place + length] = one.target
-            rows = self._features[place : place + length + ahead]
-            rows[:, :calendar] = frequency.features(frequency.times(one.start, length + ahead))
-            rows[:, calendar] = np.log10(2.0 + np.arange(length + ahead)) / 3  # age
-            rows[: one.dynamic_feat.shape[1], calendar + 1 :] = one.dynamic_feat.T
+            first = 0 if since is None else max(0, since[number] - context)
+            rows = self._features[place + first : place + length + ahead]
+            rows[:, :calendar] = frequency.features(frequency.times(one.start, length + ahead)[first:])
+            rows[:, calendar] = age[first : length + ahead]
+            rows[: one.dynamic_feat.shape[1] - first, calendar + 1 :] = one.dynamic_feat[:, first:].T
+        self._known = np.concatenate([[0], np.cumsum(~np.isnan(self._values))])  # values before each place that are known
 
     @property
     def width(self) -> int:
         """Inputs of a step."""
-        return len(self.lags) + self._features.shape[1]
+        return len(self.lags) + int(self._features.shape[1])
 
     def windows(self, series: Array, begin: Array) -> Windows:
         """Return windows whose forecast begins at value `begin` (B,) of series `series` (B,).
@@ -82,10 +93,10 @@ class Prepared:
         cut(self._values, self._features, self.lags, places, self.context, inputs, target, observed, scale)
         return Windows(inputs, np.log(scale)[:, None] / 10, target, observed, scale, self.cat[series])
 
-    def before(self, series: int, begin: int, count: int) -> Array:
-        """Return the `count` values of a series before value `begin`, 0 where there is none."""
-        end = int(self._starts[series]) + begin
-        found: Array = np.nan_to_num(self._values[end - count : end])
+    def known(self, series: Array, begin: Array) -> Array:
+        """Return how many values of windows, as `windows` cuts them, are known: (B,)."""
+        places = self._starts[series] + begin
+        found: Array = self._known[places + self.ahead] - self._known[places - self.context]
         return found
 
     def truth(self, series: Array, begin: Array) -> Array:

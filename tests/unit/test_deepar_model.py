@@ -11,14 +11,17 @@ import torch
 from torch.nn.functional import softplus
 
 from phalanx.algorithms.deepar import DeepAR
+from phalanx.algorithms.deepar_backtest import Errors, measures
 from phalanx.algorithms.deepar_calendar import Frequency
-from phalanx.algorithms.deepar_forecast import Errors, _Noise, measures
+from phalanx.algorithms.deepar_forecast import CODES, summarised
 from phalanx.algorithms.deepar_hyperparameters import DeepARHyperparameters, Likelihood
-from phalanx.algorithms.deepar_network import PARAMETERS, draw, negative_log_likelihood
+from phalanx.algorithms.deepar_lstm import Runner
+from phalanx.algorithms.deepar_network import PARAMETERS, negative_log_likelihood
 from phalanx.algorithms.deepar_reading import Shape, check_values, parsed, shape_of
 from phalanx.algorithms.deepar_series import Series
 from phalanx.algorithms.deepar_training import make_network
 from phalanx.algorithms.deepar_windows import Prepared
+from phalanx.algorithms.kernels import paths as path_loops
 from phalanx.contracts import Array, Json, Records
 from phalanx.errors import AlgorithmError, UserError
 from phalanx.hyperparameters import parse
@@ -44,25 +47,25 @@ def test_a_window_holds_what_lies_where_it_says() -> None:
     window = prepared.windows(np.array([1]), np.array([22]))
     lags = DAY.lags()
     known = np.nan_to_num(values)
-    np.testing.assert_array_equal(window.target[0], known[18:25].astype(np.float32))
-    np.testing.assert_array_equal(window.observed[0], [1, 1, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(window.target[:, 0], known[18:25].astype(np.float32))
+    np.testing.assert_array_equal(window.observed[:, 0], [1, 1, 0, 1, 1, 1, 1])
     scale = np.mean([19, 20, 22])
     assert window.scale[0] == pytest.approx(scale)
     assert window.cat.tolist() == [[1]]
     for step in range(7):
         expected = [known[18 + step - lag] / scale if 18 + step >= lag else 0 for lag in lags]
-        np.testing.assert_allclose(window.inputs[0, step, : len(lags)], expected, rtol=1e-6)
+        np.testing.assert_allclose(window.inputs[step, 0, : len(lags)], expected, rtol=1e-6)
     calendar = DAY.features(DAY.times(np.datetime64("2024-02-27T00:00:00", "s"), 40))[18:25]
-    np.testing.assert_array_equal(window.inputs[0, :, len(lags) : len(lags) + calendar.shape[1]], calendar)
+    np.testing.assert_array_equal(window.inputs[:, 0, len(lags) : len(lags) + calendar.shape[1]], calendar)
 
 
 def test_a_window_may_begin_before_its_series() -> None:
     prepared = Prepared([series(np.arange(1.0, 7.0))], DAY, 4, 3)
     window = prepared.windows(np.array([0]), np.array([1]))
-    np.testing.assert_array_equal(window.observed[0], [0, 0, 0, 1, 1, 1, 1])
+    np.testing.assert_array_equal(window.observed[:, 0], [0, 0, 0, 1, 1, 1, 1])
     assert window.scale[0] == 1.0
     np.testing.assert_array_equal(prepared.truth(np.array([0]), np.array([5]))[0], [6, np.nan, np.nan])
-    np.testing.assert_array_equal(prepared.before(0, 2, 4), [0, 0, 1, 2])
+    assert prepared.known(np.array([0]), np.array([1])).tolist() == [4]
 
 
 def test_a_series_of_zeros_has_a_scale() -> None:
@@ -99,12 +102,16 @@ def test_losses_are_those_of_the_distributions(likelihood: Likelihood) -> None:
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "student-T", "beta", "negative-binomial"])
 def test_draws_have_the_quantiles_of_the_distributions(likelihood: Likelihood) -> None:
-    paths = 40_000
-    p, scale = raw(likelihood, 3), torch.tensor([[1.0], [4.0], [9.0]], dtype=torch.float64)
-    noise = _Noise([1, 2, 3], paths, wanted())
-    found = draw(likelihood, p[:, None].expand(-1, paths, -1), scale, noise.uniform, noise).numpy()
+    p, scale = raw(likelihood, 3).float(), torch.tensor([1.0, 4.0, 9.0], dtype=torch.float64)
+    path_loops.seed(np.uint32(7))
+    found = np.array(
+        [
+            [path_loops.draw(CODES[likelihood], row, of) for _ in range(40_000)]
+            for row, of in zip(p.numpy(), scale.tolist(), strict=True)
+        ]
+    )
     for row in range(3):
-        made = distribution(likelihood, p[row : row + 1].numpy(), scale[row].numpy())
+        made = distribution(likelihood, p[row : row + 1].double().numpy(), scale[row : row + 1].numpy())
         for q in (0.1, 0.5, 0.9):
             value = np.quantile(found[row], q)
             below, least = (
@@ -118,7 +125,9 @@ def test_the_measures_are_those_of_the_spec() -> None:
     truth = np.array([[1.0, 2.0, np.nan]])
     samples = np.array([[[0.0, 2, 9], [2, 2, 9], [4, 5, 9]]])
     errors = Errors()
-    errors.add(truth, samples, np.array([0.5]))
+    with Runner(1) as runner:
+        mean, of = summarised(samples.astype(np.float32), [0.5], runner)
+    errors.add(truth, mean, of, np.array([0.5]))
     found = measures(errors.sums(1), [0.5])
     assert found["test:RMSE"] == pytest.approx(np.sqrt(((1 - 2) ** 2 + (2 - 3) ** 2) / 2))
     assert found["test:mean_wQuantileLoss"] == pytest.approx(2 * (0.5 * 1 + 0) / 3)

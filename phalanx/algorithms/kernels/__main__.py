@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from ...data import kernels, recordio_kernels
-from . import bounds, factorization, forest, forest_stream, kmeans, linear, swaps
+from . import bounds, factorization, forest, forest_stream, kmeans, linear, lstm, paths, series, swaps
 
 
 def main() -> None:
     """Compile all kernels into numba's cache, or load those that lie there."""
     kernels.warm_up()
     recordio_kernels.warm_up()
-    by_import = ", ".join(module.__name__ for module in (bounds, factorization, forest, forest_stream, kmeans, linear, swaps))
+    modules = (bounds, factorization, forest, forest_stream, kmeans, linear, lstm, paths, series, swaps)
+    by_import = ", ".join(module.__name__ for module in modules)
     print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {by_import}")
 
 

@@ -48,6 +48,41 @@ def _factor(key, place, threshold, kept):
 
 
 @njit(
+    "void(f4[:, ::1], f4[:, ::1], f4[:, ::1], f4[:, ::1], f4[:, ::1])",
+    nogil=True,
+    cache=True,
+    fastmath=_FAST,
+    error_model="numpy",
+)
+def advance(gates, bias, before, after, squashed):
+    """Turn the products of one step into gates, cells and their tanh.
+
+    Args:
+        gates: (B, 4 H) products of inputs and states with the weights; after that the gates, which take their place.
+        bias: (B, 4 H) of each window, or (1, 4 H) of all.
+        before: (B, H) cells.
+        after: (B, H) written.
+        squashed: (B, H) written.
+    """
+    windows, width = gates.shape
+    count = width // 4
+    for b in range(windows):
+        row, base = gates[b], bias[b if bias.shape[0] > 1 else 0]
+        raw, middle = row[2 * count : 3 * count], base[2 * count : 3 * count]
+        for j in range(count):
+            raw[j] += raw[j] + middle[j]  # tanh(x) = 2 sigmoid(2 x) - 1, so one loop serves all gates
+        for k in range(width):
+            row[k] = _ONE / (_ONE + _exp(-(row[k] + base[k])))
+        i, f, old, new = row[:count], row[count : 2 * count], before[b], after[b]
+        for j in range(count):
+            raw[j] = _TWO * raw[j] - _ONE
+            new[j] = f[j] * old[j] + i[j] * raw[j]
+    cells, tanhs = after.reshape(windows * count), squashed.reshape(windows * count)
+    for k in range(windows * count):
+        tanhs[k] = _TWO / (_ONE + _exp(-_TWO * cells[k])) - _ONE
+
+
+@njit(
     "void(f4[:, :, ::1], f4[:, ::1], f4[:, ::1], f4[:, :, ::1], f4[:, :, ::1], f4[:, :, ::1], f4[:, :, ::1], u4[::1], u4, f4)",
     nogil=True,
     cache=True,
@@ -60,7 +95,7 @@ def forward(whole, weights, bias, gates, cells, squashed, out, keys, threshold, 
     Args:
         whole: (T + 1, B, K): inputs of step t in `[t, :, :I]`; states before step t in `[t, :, I:]`, of which `[0]` is given.
         weights: (K, 4 H) columns of input, forget, cell and output gates.
-        bias: (B, 4 H) of each window.
+        bias: (B, 4 H) of each window, or (1, 4 H) of all.
         gates: (T, B, 4 H) written, after their activations.
         cells: (T + 1, B, H) `[0]` is given.
         squashed: (T, B, H) written: tanh of the cells after each step.
@@ -72,24 +107,9 @@ def forward(whole, weights, bias, gates, cells, squashed, out, keys, threshold, 
     steps, windows, width = gates.shape
     count = width // 4
     inputs = whole.shape[2] - count
-    signs = np.full(windows * width, -_ONE)
-    for b in range(windows):
-        signs[b * width + 2 * count : b * width + 3 * count] = -_TWO
-    base = bias.reshape(windows * width)
     for t in range(steps):
         np.dot(whole[t], weights, gates[t])
-        flat = gates[t].reshape(windows * width)
-        for k in range(windows * width):  # one loop over all gates keeps every lane busy whatever the number of cells
-            flat[k] = _ONE / (_ONE + _exp(signs[k] * (flat[k] + base[k])))
-        for b in range(windows):
-            row, before, after = gates[t, b], cells[t, b], cells[t + 1, b]
-            i, f, g = row[:count], row[count : 2 * count], row[2 * count : 3 * count]
-            for j in range(count):
-                g[j] = _TWO * g[j] - _ONE
-                after[j] = f[j] * before[j] + i[j] * g[j]
-        raw, tanhs = cells[t + 1].reshape(windows * count), squashed[t].reshape(windows * count)
-        for k in range(windows * count):
-            tanhs[k] = _TWO / (_ONE + _exp(-_TWO * raw[k])) - _ONE
+        advance(gates[t], bias, cells[t], cells[t + 1], squashed[t])
         for b in range(windows):
             o, s, state, given = gates[t, b, 3 * count :], squashed[t, b], whole[t + 1, b, inputs:], out[t, b]
             for j in range(count):
