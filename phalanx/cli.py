@@ -15,59 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_cluster, cli_tracking, cli_tune
-from .cli_shared import (
-    AddressOption,
-    ChannelOption,
-    CheckpointsOption,
-    ContentTypeOption,
-    CpusOption,
-    Debug,
-    ElasticOption,
-    EnvOption,
-    EveryOption,
-    GpusOption,
-    HangOption,
-    InterruptionsOption,
-    Json,
-    KeepOption,
-    LauncherOption,
-    MaxRuntimeOption,
-    MemoryOption,
-    MicroBatchesOption,
-    NodesOption,
-    NoticeOption,
-    PerNodeOption,
-    PlacementOption,
-    PricesOption,
-    ProfileOption,
-    ResourceOption,
-    ResumeOption,
-    RoomOption,
-    RuleOption,
-    SetOption,
-    ShipOption,
-    SinkOption,
-    SpotOption,
-    TestOption,
-    ThreadsOption,
-    TrainOption,
-    ValidationOption,
-    WaitOption,
-    WorkersOption,
-    cluster_of,
-    duration_of,
-    inputs_of,
-    pairs_of,
-    print_json,
-    print_table,
-    show_tracebacks,
-    tracebacks_shown,
-)
+from .cli_job import JobOf, takes_job
+from .cli_shared import Debug, Json, pairs_of, print_json, print_table, show_tracebacks, tracebacks_shown
 from .errors import EXIT_ALGORITHM, EXIT_SIGINT, EXIT_USER, PhalanxError, UserError, to_record
 
 if TYPE_CHECKING:
     from .job import TrainingJob
-    from .spot import Spot
 
 app = typer.Typer(
     name="phalanx",
@@ -102,149 +55,33 @@ def main() -> None:
 
 
 @app.command()
+@takes_job
 def train(
     algorithm: Annotated[str, typer.Argument(help="Name of an algorithm; `phalanx algorithms` lists them.")],
-    train: TrainOption = None,
-    validation: ValidationOption = None,
-    test: TestOption = None,
-    content_type: ContentTypeOption = None,
-    channel: ChannelOption = None,
-    settings: SetOption = None,
-    workers: WorkersOption = "1",
-    output: Annotated[str, typer.Option(help="Folder or URL under which the job's folder is made.")] = "runs",
-    name: Annotated[str | None, typer.Option(help="The job's name. Default: the algorithm and the time.")] = None,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    threads_per_worker: ThreadsOption = None,
-    launcher: LauncherOption = "local",
-    ray_address: AddressOption = None,
-    nodes: NodesOption = None,
-    workers_per_node: PerNodeOption = None,
-    worker_cpus: CpusOption = None,
-    worker_gpus: GpusOption = None,
-    worker_memory: MemoryOption = None,
-    worker_resource: ResourceOption = None,
-    placement: PlacementOption = None,
-    ship: ShipOption = None,
-    start_timeout: RoomOption = None,
-    max_restarts: Annotated[int, typer.Option(help="How often a failed worker group is started again.")] = 0,
-    max_runtime: MaxRuntimeOption = None,
-    env: EnvOption = None,
-    checkpoints: CheckpointsOption = None,
-    checkpoint_every: EveryOption = "auto",
-    keep: KeepOption = 3,
-    spot: SpotOption = False,
-    max_interruptions: InterruptionsOption = 10,
-    max_wait: WaitOption = None,
-    notice: NoticeOption = None,
-    spot_prices: PricesOption = None,
-    resume: ResumeOption = False,
-    hang_timeout: HangOption = "30s",
-    elastic: ElasticOption = None,
-    micro_batches: MicroBatchesOption = 12,
-    rule: RuleOption = None,
-    sink: SinkOption = None,
-    profile: ProfileOption = False,
+    job_of: JobOf,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Train an algorithm on data: workers are launched, data is spread, model.tar.gz is published."""
-    from .job import TrainingJob
-
     show_tracebacks(debug)
-    job = TrainingJob(
-        algorithm=algorithm,
-        inputs=inputs_of(train, validation, test, content_type, channel),
-        hyperparameters=pairs_of("--set", settings),
-        workers=workers,
-        output=output,
-        name=name,
-        seed=seed,
-        threads_per_worker=threads_per_worker,
-        launcher=launcher,
-        max_restarts=max_restarts,
-        max_runtime_s=None if max_runtime is None else duration_of("--max-runtime", max_runtime),
-        environment=pairs_of("--env", env),
-        checkpoints=checkpoints,
-        checkpoint_every=checkpoint_every,
-        keep=keep,
-        spot=_spot(spot, max_interruptions, max_wait, notice, spot_prices),
-        resume=resume,
-        hang_timeout_s=None if hang_timeout == "never" else duration_of("--hang-timeout", hang_timeout),
-        elastic=elastic,
-        micro_batches=micro_batches,
-        rules=rule or (),
-        sinks=sink or (),
-        profile=profile,
-        cluster=cluster_of(
-            launcher,
-            ray_address,
-            nodes,
-            workers_per_node,
-            worker_cpus,
-            worker_gpus,
-            worker_memory,
-            worker_resource,
-            placement,
-            ship,
-            start_timeout,
-        ),
-    )
-    _run(job, as_json)
+    _run(job_of(algorithm=algorithm), as_json)
 
 
 @app.command()
+@takes_job
 def run(
     context: typer.Context,
+    job_of: JobOf,
     job: Annotated[
         Path | None, typer.Argument(help="A Python script, or a job as YAML whose fields are TrainingJob's.")
     ] = None,
     arguments: Annotated[list[str] | None, typer.Argument(help="Of the script, after `--`, as they are.")] = None,
-    train: TrainOption = None,
-    validation: ValidationOption = None,
-    test: TestOption = None,
-    content_type: ContentTypeOption = None,
-    channel: ChannelOption = None,
-    settings: SetOption = None,
     source_dir: Annotated[str | None, typer.Option(help="Folder that the script needs. Default: its own.")] = None,
     strategy: Annotated[str | None, typer.Option(help="Of phalanx.Trainer in the script: ddp, zero2, fsdp, …")] = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="NAME=REGEX: a metric that the script prints, its value in brackets; may be repeated."),
     ] = None,
-    workers: WorkersOption = "1",
-    output: Annotated[str, typer.Option(help="Folder or URL under which the job's folder is made.")] = "runs",
-    name: Annotated[str | None, typer.Option(help="The job's name. Default: the script and the time.")] = None,
-    seed: Annotated[int, typer.Option(help="What phalanx.session().seed is.")] = 0,
-    threads_per_worker: ThreadsOption = None,
-    launcher: LauncherOption = "local",
-    ray_address: AddressOption = None,
-    nodes: NodesOption = None,
-    workers_per_node: PerNodeOption = None,
-    worker_cpus: CpusOption = None,
-    worker_gpus: GpusOption = None,
-    worker_memory: MemoryOption = None,
-    worker_resource: ResourceOption = None,
-    placement: PlacementOption = None,
-    ship: ShipOption = None,
-    start_timeout: RoomOption = None,
-    max_restarts: Annotated[int, typer.Option(help="How often a failed worker group is started again.")] = 0,
-    max_runtime: MaxRuntimeOption = None,
-    env: EnvOption = None,
-    checkpoints: CheckpointsOption = None,
-    checkpoint_every: EveryOption = "auto",
-    keep: KeepOption = 3,
-    spot: SpotOption = False,
-    max_interruptions: InterruptionsOption = 10,
-    max_wait: WaitOption = None,
-    notice: NoticeOption = None,
-    spot_prices: PricesOption = None,
-    resume: ResumeOption = False,
-    hang_timeout: HangOption = "30s",
-    elastic: ElasticOption = None,
-    micro_batches: MicroBatchesOption = 12,
-    rule: RuleOption = None,
-    sink: SinkOption = None,
-    profile: ProfileOption = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a job file.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -264,52 +101,12 @@ def run(
     if job.suffix.lower() != ".py":
         _refuse_options(context)
         found = jobfile.read(job)
-        found.resume = found.resume or resume
+        found.resume = found.resume or bool(context.params["resume"])
         _run(found, as_json)
         return
-    from .job import TrainingJob
-
-    script = TrainingJob(
-        script=str(job),
-        source_dir=source_dir,
-        arguments=arguments or [],
-        inputs=inputs_of(train, validation, test, content_type, channel),
-        hyperparameters=pairs_of("--set", settings),
-        strategy=strategy,
-        metric_definitions=[{"name": key, "regex": regex} for key, regex in pairs_of("--metric", metric).items()],
-        workers=workers,
-        output=output,
-        name=name,
-        seed=seed,
-        threads_per_worker=threads_per_worker,
-        launcher=launcher,
-        max_restarts=max_restarts,
-        max_runtime_s=None if max_runtime is None else duration_of("--max-runtime", max_runtime),
-        environment=pairs_of("--env", env),
-        checkpoints=checkpoints,
-        checkpoint_every=checkpoint_every,
-        keep=keep,
-        spot=_spot(spot, max_interruptions, max_wait, notice, spot_prices),
-        resume=resume,
-        hang_timeout_s=None if hang_timeout == "never" else duration_of("--hang-timeout", hang_timeout),
-        elastic=elastic,
-        micro_batches=micro_batches,
-        rules=rule or (),
-        sinks=sink or (),
-        profile=profile,
-        cluster=cluster_of(
-            launcher,
-            ray_address,
-            nodes,
-            workers_per_node,
-            worker_cpus,
-            worker_gpus,
-            worker_memory,
-            worker_resource,
-            placement,
-            ship,
-            start_timeout,
-        ),
+    metrics = [{"name": name, "regex": regex} for name, regex in pairs_of("--metric", metric).items()]
+    script = job_of(
+        script=str(job), source_dir=source_dir, arguments=arguments or [], strategy=strategy, metric_definitions=metrics
     )
     _run(script, as_json)
 
@@ -472,25 +269,6 @@ def _refuse_options(context: typer.Context) -> None:
                 f"{parameter.opts[0]} does not go with a job file: put it into the file (`phalanx run --schema` shows its "
                 "fields), or give a script"
             )
-
-
-def _spot(on: bool, max_interruptions: int, max_wait: str | None, notices: list[str] | None, prices: str | None) -> Spot | None:
-    from .spot import Spot
-
-    if not on:
-        for option, given in (("--notice", notices), ("--spot-prices", prices)):
-            if given:
-                raise UserError(f"{option} is for jobs with --spot: add it")
-        return None
-    pair: tuple[float, float] | None = None
-    if prices is not None:
-        try:
-            spot, on_demand = map(float, prices.split(":"))
-        except ValueError:
-            raise UserError(f"--spot-prices takes two numbers as 0.12:0.40, spot and on demand, not '{prices}'") from None
-        pair = spot, on_demand
-    limit = None if max_wait is None else duration_of("--max-wait", max_wait)
-    return Spot(max_restarts=max_interruptions, max_wait_s=limit, notices=tuple(notices or ()), prices=pair)
 
 
 def _show_error(error: PhalanxError) -> None:
