@@ -181,7 +181,6 @@ class KMeans:
             None if trials == "auto" else trials,
             wanted.local_lloyd_max_iter,
             wanted.local_lloyd_tol,
-            wanted.mini_batch_size,
             session.seed,
         )
         with Assigner(session.threads) as assigner:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import final
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..contracts import Array, Collective, Csr, Entry, Shard, State
 from ..parallel.collective import together
 from .fixed_point import grid
 from .kernels.lloyd import Init, Reduction, choose, random_stream
-from .kernels.nearest import Assigner, Centers, Known, Sums, dense_rows
+from .kernels.nearest import Assigner, Centers, Known, Sums, dense_rows, packed
 from .kernels.stream import Stream, first_of_equals, reduce_stream
 from .kmeans_swaps import Part, Rows, swap
 from .reading import NumericBatches, numbers
@@ -33,7 +34,7 @@ _START_ITERATIONS = 5
 _GROWTH = 4  # of the sample from stage to stage
 _SAMPLE_SHARE, _SAMPLE_BYTES = 4, 64 << 20  # the sample has at most a quarter of all rows, and so much over all ranks
 _STAGE_TOLERANCE = 1e-2  # relative improvement below which the sample grows
-_READ_BYTES = 32 << 20
+_READ_BYTES, _FEWEST_READ = 8 << 20, 256  # of rows as float32 at once; of rows for each rank
 _STARTS, _START_COST = 3, 5 * 10**8
 _CANDIDATES = 2  # of k-means++: swaps mend the rest
 _SWAPS = 6  # most rounds of them
@@ -50,7 +51,6 @@ class Plan:
     starts: int | None  # None: 3, fewer where k is large
     iterations: int  # most passes over all rows
     tolerance: float  # relative improvement of a pass that ends it
-    batch_rows: int  # least rows that are read at once, over all ranks
     seed: int
 
 
@@ -230,7 +230,7 @@ class BatchKMeans:
         self._shard = shard
         self._plan = plan
         self._progress = progress
-        self._rows = max(plan.batch_rows, _READ_BYTES // (4 * max(shard.columns or 1, 1)))
+        self._rows = max(_READ_BYTES // (4 * max(shard.columns or 1, 1)), _FEWEST_READ * world.size)
         self._counts = shard.parts > 1 or world.rank == 0
 
     def steps(self) -> Iterator[tuple[float, int]]:
@@ -263,25 +263,17 @@ class BatchKMeans:
     def _on_sample(self, count: int, start_rows: int) -> Iterator[tuple[float, int]]:
         """Collective. Choose the first centres and improve them on more and more of the first `count` rows, shuffled."""
         progress = self._progress
-        batches = NumericBatches(self._world, "train", self._shard, self._assigner.largest, weights=True)
-        batch, rows, largest = next(batches.epoch(count, 0, shuffle=True))
-        weights = np.zeros(0) if batch.weight is None else batch.weight.astype(np.float64)
-        if not np.isfinite(largest).all():
-            self._scan()
-        heaviest = self._world.all_reduce(np.array([weights.max(initial=0.0) if batch.weight is not None else 1.0]), "max")
-
-        def first(total: int) -> int:
-            return min(max(total - batch.first_row, 0), len(batch))
-
+        parts, largest = self._sample(count)
         if progress.step == 0:
-            progress.centers = self._start(rows, weights, first(start_rows))
+            progress.centers = self._start(parts, start_rows)
             progress.active = min(start_rows * _GROWTH, count)
 
         def read() -> Iterator[Part]:
-            stop = first(progress.active)
-            yield batch.first_row, head(rows, stop), weights[:stop]
+            for first_row, rows, weights in parts:
+                stop = min(max(progress.active - first_row, 0), len(rows))
+                yield first_row, head(rows, stop), weights[:stop]
 
-        descent = Descent(self._world, self._assigner, read, np.append(largest, heaviest), count, counts=self._counts)
+        descent = Descent(self._world, self._assigner, read, largest, count, counts=self._counts)
         while progress.active:
             error, _, repaired = self._advance(descent)
             looked_at, before, progress.error = progress.active, progress.error, error
@@ -302,14 +294,30 @@ class BatchKMeans:
         progress.centers, swapped = descent.swap(progress.centers, key)
         progress.swaps = progress.swaps + 1 if swapped * _FEW_SWAPS >= plan.k and swapped else _SWAPS
 
-    def _start(self, rows: Array | Csr, weights: Array, stop: int) -> Array:
+    def _sample(self, count: int) -> tuple[list[Part], Array]:
+        """Collective. Return this rank's parts of the first `count` rows, shuffled, and the largest magnitudes (D + 1,)."""
+        largest, heaviest, parts = np.zeros(self._shard.columns or 1), 0.0, list[Part]()
+        batches = NumericBatches(self._world, "train", self._shard, self._assigner.largest, weights=True)
+        for batch, rows, magnitudes in islice(batches.epoch(self._rows, 0, shuffle=True), -(-count // self._rows)):
+            stop = min(max(count - batch.first_row, 0), len(batch))
+            weights = np.zeros(0) if batch.weight is None else batch.weight[:stop].astype(np.float64)
+            parts.append((batch.first_row, packed(head(rows, stop)), weights))
+            np.maximum(largest, magnitudes, out=largest)
+            heaviest = max(heaviest, 1.0 if batch.weight is None else float(weights.max(initial=0.0)))
+        return parts, np.append(largest, self._world.all_reduce(np.array([heaviest]), "max"))
+
+    def _start(self, parts: list[Part], stop: int) -> Array:
         """Collective. Return the best of several starts on the first rows of the sample."""
         plan = self._plan
-        points = np.concatenate(self._world.all_gather(dense_rows(rows, 0, stop)))
-        own = weights[:stop] if len(weights) else np.ones(stop)
-        heavy = np.concatenate(self._world.all_gather(own))
-        if not self._counts or self._shard.parts == 1:
-            points, heavy = points[:stop], heavy[:stop]  # every rank has all of them
+        found = [(np.zeros((0, self._shard.columns or 1), np.float32), np.zeros(0), np.zeros(0, np.int64))]
+        for first_row, rows, weights in parts:
+            count = min(max(stop - first_row, 0), len(rows))
+            own = weights[:count] if len(weights) else np.ones(count)
+            found.append((dense_rows(rows, 0, count), own, first_row + np.arange(count)))
+        columns = (np.concatenate(column) for column in zip(*found, strict=True))
+        points, heavy, numbers_ = (np.concatenate(self._world.all_gather(column)) for column in columns)
+        order = np.unique(numbers_, return_index=True)[1]  # where a rank reads all rows, so do the others
+        points, heavy = points[order], heavy[order]
         if not heavy.any():
             heavy = np.ones(len(heavy))
         cost = points.size * plan.k * _START_ITERATIONS

@@ -21,17 +21,16 @@ from ..contracts import Array, Collective, Csr
 from ..parallel.collective import together
 from .fixed_point import grid
 from .kernels import swaps as loops
-from .kernels.nearest import Assigner, Centers, Known, dense_rows
+from .kernels.nearest import Assigner, Centers, Known, dense_rows, spans_of
 
 _ROUNDS = 2  # of 2-means within a cluster
 _SLAB_BYTES = 32 << 20  # of sums of halves
-_SPAN = 2048  # rows that are made dense at once
 _PAIRS = 1 << 22  # distances between centres held at once
 _WHAT = "clustering the rows of channel 'train'"
 _LARGEST = float(np.finfo(np.float32).max)
 _MARGIN = 1.02  # a swap gains at least this many times its cost
 
-Part = tuple[int, Array | Csr, Array]  # number of the first row, rows of this rank, their weights; no weights where all are 1
+Part = tuple[int, Array | Csr, Array]  # number of the first row, rows of this rank, their weights ((0,): all 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,8 +206,7 @@ def _summed(rows: Rows, size: int, work: Callable[[Array, Array, Array, Array], 
     def of_part(item: tuple[Array | Csr, Array, Array, int, int]) -> Array:
         features, weights, labels, start, stop = item
         total = np.zeros(size)
-        for at in range(start, stop, _SPAN):
-            to = slice(at, min(at + _SPAN, stop))
+        for to in spans_of(start, stop, rows.largest.shape[0]):
             work(dense_rows(features, to.start, to.stop), weights[to] if len(weights) else weights, labels[to], total)
         return total
 

@@ -73,7 +73,7 @@ class MemoryShard:
             self._position.reach(part.batch_stop)
             yield Batch(
                 part.start,
-                take(self._features, where),
+                _as_numbers(take(self._features, where)),
                 None if self._label is None else self._label[where],
                 None if self._weight is None else self._weight[where],
                 None if self._group is None else self._group[where],
@@ -106,7 +106,7 @@ def array_shard(
     """Return a shard over rows in memory; every rank passes all rows.
 
     Args:
-        features: (N, D) array, `Csr` or `Records`; numbers become float32.
+        features: (N, D) array, `Csr` or `Records`; numbers become float32, bytes (uint8) only batch by batch.
         label: (N,) or None.
         weight: (N,) or None.
         group: (N,) query ids, rows of a group neighbouring, or None.
@@ -121,7 +121,7 @@ def array_shard(
     if isinstance(features, np.ndarray):
         if features.ndim != 2:
             raise UserError(f"features must have the shape (rows, columns), not {features.shape}")
-        features = np.ascontiguousarray(features, dtype=np.float32)
+        features = np.ascontiguousarray(features, dtype=np.uint8 if features.dtype == np.uint8 else np.float32)
     for name, column in (("label", label), ("weight", weight), ("group", group)):
         if column is not None and len(column) != len(features):
             raise UserError(f"{name} has {len(column)} rows, features have {len(features)}")
@@ -141,6 +141,10 @@ def columns_of(features: Features) -> int | None:
     if isinstance(features, Records):
         return None
     return features.columns if isinstance(features, Csr) else int(features.shape[1])
+
+
+def _as_numbers(features: Features) -> Features:
+    return features.astype(np.float32) if isinstance(features, np.ndarray) and features.dtype == np.uint8 else features
 
 
 def take(features: Features, where: slice | Array) -> Features:

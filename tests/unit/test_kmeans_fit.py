@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from phalanx.algorithms.kernels.nearest import Assigner
+from phalanx.algorithms.kernels.nearest import Assigner, dense_rows, packed
 from phalanx.algorithms.kmeans import KMeans, KMeansHyperparameters
 from phalanx.algorithms.reading import NumericBatches
 from phalanx.contracts import Array, Collective, Csr, Records
+from phalanx.data.memory import array_shard
 from phalanx.errors import AlgorithmError, UserError
 from phalanx.hyperparameters import parse
 from phalanx.parallel.collective import Solo
@@ -411,3 +412,23 @@ def test_the_model_of_a_known_job_has_not_changed(tmp_path: Path) -> None:
     assert list(found) == list(expected)
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-6, err_msg=name)
+
+
+def test_pictures_of_bytes_stay_bytes(tmp_path: Path) -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, size=(700, 12)).astype(np.uint8)
+    shard = array_shard(pictures)
+    model = make(k=9, solver="lloyd")
+    model.fit(MemorySession({"train": shard}, tmp_path, threads=2))
+    assert next(shard.batches(10)).features.dtype == np.float32  # type: ignore[union-attr]
+    assert model.centers is not None
+    np.testing.assert_array_equal(model.centers, centers(train(tmp_path, pictures.astype(np.float32), k=9, solver="lloyd")))
+
+
+@pytest.mark.parametrize(("change", "kind"), [(0.0, np.uint8), (0.5, np.float32), (256.0, np.float32), (-300.0, np.float32)])
+def test_rows_are_packed_where_nothing_is_lost(change: float, kind: type) -> None:
+    rows = np.arange(256, dtype=np.float32).reshape(32, 8)
+    rows[31, 7] += change
+    held = packed(rows)
+    assert isinstance(held, np.ndarray)
+    assert held.dtype == kind
+    np.testing.assert_array_equal(dense_rows(held, 3, 32), rows[3:])

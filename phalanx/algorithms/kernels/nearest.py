@@ -25,7 +25,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 _CHUNK_BYTES = 2 << 20  # of a chunk's rows or its products: what the shared cache holds beside the centres
 _MOST_ROWS, _FEWEST_ROWS = 512, 16
-_SPAN = 2048  # rows of which those to compare are gathered
+_SPAN_BYTES, _LONGEST_SPAN = 2 << 20, 2048  # rows that are made dense at once, and of which those to compare are gathered
 
 
 @final
@@ -199,8 +199,8 @@ class Assigner:
         def of_part(item: tuple[tuple[int, int], Sums]) -> int:
             (start, stop), delta = item
             return sum(
-                _update_span(rows, weights, known, centers, moves, anchors, delta, slice(at, min(at + _SPAN, stop)))
-                for at in range(start, stop, _SPAN)
+                _update_span(rows, weights, known, centers, moves, anchors, delta, span)
+                for span in spans_of(start, stop, centers.values.shape[1])
             )
 
         changed = sum(self.each(spans, of_part))
@@ -321,12 +321,32 @@ def _update_span(
 def dense_rows(rows: Array | Csr, start: int, stop: int) -> Array:
     """Return rows [start, stop) as a dense float32 array (M, D)."""
     if not isinstance(rows, Csr):
-        return rows[start:stop]
+        return rows[start:stop].astype(np.float32, copy=False)
     dense = np.zeros((stop - start, rows.columns), dtype=np.float32)
     first, last = int(rows.indptr[start]), int(rows.indptr[stop])
     lines = np.repeat(np.arange(stop - start), np.diff(rows.indptr[start : stop + 1]))
     np.add.at(dense, (lines, rows.indices[first:last]), rows.values[first:last])
     return dense
+
+
+def spans_of(start: int, stop: int, columns: int) -> Iterator[slice]:
+    """Yield rows [start, stop) in runs that fit the cache."""
+    rows = min(max(_SPAN_BYTES // (4 * max(columns, 1)), _FEWEST_ROWS), _LONGEST_SPAN)
+    for at in range(start, stop, rows):
+        yield slice(at, min(at + rows, stop))
+
+
+def packed(rows: Array | Csr) -> Array | Csr:
+    """Return rows of whole numbers up to 255, as pictures have, in a byte for a number; `dense_rows` gives them back."""
+    if isinstance(rows, Csr):
+        return rows
+    codes = np.empty(rows.shape, dtype=np.uint8)
+    for span in spans_of(0, len(rows), rows.shape[1]):
+        part = rows[span]
+        if part.min(initial=0) < 0 or part.max(initial=0) > 255 or not (part == np.floor(part)).all():
+            return rows
+        codes[span] = part
+    return codes
 
 
 def _products(rows: Array | Csr, part: slice, centers: Centers) -> Iterator[tuple[int, Array, Array, Array]]:
