@@ -33,8 +33,8 @@ from phalanx import observing
 from phalanx.testing.sessions import MemorySession
 from phalanx.tracking.rules import observations, rules_of
 from phalanx.tracking.watching import RuleWatch
-from phalanx.trainer.phases import Phases
 from phalanx.trainer.trainer import Trainer
+from phalanx.trainer.windows import Windows
 
 ALL = observations(rules_of(["all"]))
 
@@ -105,16 +105,16 @@ def trainer_cost(name: str, seconds: float, folder: Path, *, tensors_only: bool)
         return time.process_time() - begun
 
     def watched_block(steps: int) -> float:
-        phases = Phases(rank=0, size=1, tell=lambda window: observer.tell("windows", window))
+        windows = Windows(rank=0, size=1, tell=lambda window: observer.tell("windows", window))
         observing.now = observer
         if not tensors_only:
-            phases.start()
+            windows.start()
         clock.run()
         try:
             return block(watched, steps)
         finally:
             clock.halt()
-            phases.close()
+            windows.close()
             observing.now = nothing
 
     block(plain, 5)

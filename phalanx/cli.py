@@ -169,18 +169,17 @@ def show(
 ) -> None:
     """Show how a job goes or went: status, steps, restarts, and where its time went; or the trials of a sweep."""
     from . import storage
+    from .tracking.reading import load_job
     from .tracking.summary import rows_of
 
     show_tracebacks(debug)
-    status = storage.read_json(storage.join(job, "status.json"))
-    if status is None and cli_tune.show_sweep(job, as_json=as_json):
+    if storage.read_json(storage.join(job, "status.json")) is None and cli_tune.show_sweep(job, as_json=as_json):
         return
-    if status is None:
-        raise UserError(f"there is no job at {job}: its folder must hold status.json")
+    found = load_job(job)
     if as_json:
-        print_json(status)
+        print_json(dict(found.status))
         return
-    print_table(["", ""], rows_of(status))
+    print_table(["", ""], rows_of(found))
 
 
 @app.command()

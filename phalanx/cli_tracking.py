@@ -15,16 +15,14 @@ from .errors import UserError
 if TYPE_CHECKING:
     from .tracking.reading import TrackedJob
 
-_POLL_SECONDS = 0.2
-
 
 def jobs(
     url: Annotated[str, typer.Argument(help="Folder or URL that holds jobs.")] = "runs",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """List jobs: what each trains, how it stands, its newest metric, time, and interruptions."""
-    from .tracking.listing import row_of, text
+    """List jobs: what each trains, how it stands, its best metric, time, billable seconds, and interruptions."""
+    from .tracking.listing import HEADERS, cells, row_of
     from .tracking.reading import jobs as found_at
 
     show_tracebacks(debug)
@@ -32,8 +30,7 @@ def jobs(
     if as_json:
         print_json(rows)
         return
-    headers = ["name", "algorithm", "status", "step", "metric", "created", "seconds", "billable", "interruptions"]
-    print_table(headers, [[text(row[header]) for header in headers] for row in rows])
+    print_table(list(HEADERS), cells(rows))
 
 
 def logs(
@@ -44,7 +41,7 @@ def logs(
     debug: Debug = False,
 ) -> None:
     """Print what the workers of a job wrote."""
-    from .tracking.reading import load_job
+    from .tracking.reading import load_job, poll_seconds
 
     show_tracebacks(debug)
     found = load_job(job)
@@ -57,7 +54,7 @@ def logs(
         _print_logs(found, [rank] if rank is not None else found.ranks(), offsets, last=ended or not follow, as_json=as_json)
         if ended or not follow:
             return
-        time.sleep(_POLL_SECONDS)
+        time.sleep(poll_seconds(job))
 
 
 def stop(

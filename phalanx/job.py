@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
-from . import archive, attached, environment, pulse, storage
+from . import archive, attached, environment, heartbeat, storage
 from .cluster import Cluster
 from .contracts import Event, Launcher, Member
 from .data.channel import Channel
@@ -163,7 +163,8 @@ class TrainingJob:
 def _conducted(job: TrainingJob, request: Request, progress: Progress, stop: StopRequest) -> JobResult:
     """Run a validated job to its end."""
     earlier = claimed(job, request)
-    record = JobRecord(request.url, name=request.name, algorithm=request.work.label, earlier=earlier)
+    goals = request.work.goals
+    record = JobRecord(request.url, name=request.name, algorithm=request.work.label, earlier=earlier, goals=goals)
     with Scratch("job") as scratch:
         try:
             return _Run(job, request, record, progress, scratch, stop).run()
@@ -272,7 +273,7 @@ class _Run:
         elif body["kind"] == "step":
             self._record.step(body["step"], body["time"], body["metrics"])
             self._progress.step(body["step"], body["metrics"], body["rows"], body["of"])
-        elif body["kind"] == pulse.KIND:
+        elif body["kind"] == heartbeat.KIND:
             self._record.used(event.rank, event.time, body.get("used") or {})
         elif body["kind"] == "saved":
             self._record.saved(body)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, final
 
-PHASES = ("compute", "data", "loading", "communication", "stall")  # of a rank's time; see `phalanx.trainer.phases`
 SHARE = 0.005  # of the time that looks may cost
 _CREDIT_SECONDS = 0.05  # that they may cost beyond it at the start, when most goes wrong
 _APART = {"tensors": 10, "labels": 20, "trees": 10}  # steps between two looks at least; at tensors fewer in the first steps

@@ -21,9 +21,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TextIO, final
 
-from .. import environment, pulse
+from .. import environment
 from ..contracts import Json, WorkerContext
 from ..errors import EXIT_ALGORITHM, AlgorithmError, PhalanxError, UserError, from_record, to_record
+from ..heartbeat import Heartbeat
 
 _PARENT_SECONDS = 0.5
 
@@ -98,6 +99,7 @@ def run_child(request: ChildRequest, *, events: int, store: int | None, pools: A
     _prepare_streams()
     pipe = EventPipe(events)
     code: object = EXIT_ALGORITHM
+    beating: Heartbeat | None = None
     try:
         environment.replace(request.environment)
         _enter(request.folder)
@@ -113,7 +115,7 @@ def run_child(request: ChildRequest, *, events: int, store: int | None, pools: A
         if request.command is not None:
             environment.set_variable(environment.EVENTS_FD, str(events))
         elif (every_s := environment.heartbeat_seconds()) is not None:  # a command's session sees to its own
-            pulse.start(pipe.send, every_s)
+            beating = Heartbeat(pipe.send, every_s)
         try:
             _call(str(request.target), _context(request, pipe, store))
         except Fresh:
@@ -127,6 +129,8 @@ def run_child(request: ChildRequest, *, events: int, store: int | None, pools: A
         sys.stderr.write(record["details"])
         code = error.exit_code if isinstance(error, PhalanxError) else from_record(record).exit_code
     finally:
+        if beating is not None:
+            beating.close()
         _flush(sys.stdout)
         _flush(sys.stderr)
         ctypes.CDLL(None).fflush(None)  # what C libraries printed

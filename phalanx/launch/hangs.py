@@ -33,9 +33,9 @@ _MOST_TICK_S = 1.0  # of one look: after a longer pause it was this process that
 _PATIENT = ("Checkpointing", "Saving")
 
 
-def beat_seconds(timeout_s: float) -> float:
-    """Return how often ranks are to give a sign of life."""
-    return max(_LEAST_BEAT_S, min(_MOST_BEAT_S, timeout_s / _BEATS))
+def beat_seconds(timeout_s: float | None) -> float:
+    """Return how often ranks are to give a sign of life; None: hangs are not looked for."""
+    return _MOST_BEAT_S if timeout_s is None else max(_LEAST_BEAT_S, min(_MOST_BEAT_S, timeout_s / _BEATS))
 
 
 @dataclass(frozen=True, slots=True)

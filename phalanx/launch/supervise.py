@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import final
 
-from .. import environment, pulse
+from .. import environment, heartbeat
 from ..contracts import Event, Exit, Launcher, Member, Workers, WorkerSpec
 from ..errors import AlgorithmError, GroupLost, Interruption, PhalanxError, PlatformError, Stopped, UserError, from_record
 from .hangs import Hang, HangWatch, beat_seconds
@@ -137,9 +137,8 @@ def supervise(
         hang_timeout_s: how long a rank may give no sign of life, or keep others waiting, before the group has failed; None: for
             ever.
     """
-    if hang_timeout_s is not None:
-        beat = {environment.HEARTBEAT: f"{beat_seconds(hang_timeout_s):g}"}
-        spec = replace(spec, environment={**(spec.environment or {}), **beat})
+    beat = {environment.HEARTBEAT: f"{beat_seconds(hang_timeout_s):g}"}
+    spec = replace(spec, environment={**(spec.environment or {}), **beat})
     notice: Callable[[], Notice | None] = watch.notice if watch is not None else lambda: None
     limit = _Limit(stop, None if max_runtime_s is None else time.monotonic() + max_runtime_s)
     failures = interruptions = fruitless = newest = saved = 0
@@ -274,7 +273,7 @@ class _Attempt:
     def _take(self, happened: Event | Exit) -> None:
         if isinstance(happened, Event):
             kind, step = happened.body.get("kind"), happened.body.get("step")
-            if kind == pulse.KIND:
+            if kind == heartbeat.KIND:
                 if self._hangs is not None:
                     self._hangs.heard(happened.rank, happened.body)
                 self._on_event(happened)

@@ -12,9 +12,10 @@ import subprocess
 import sys
 from types import FrameType
 
-from .. import environment, pulse
+from .. import environment
 from ..contracts import WorkerContext
 from ..errors import PlatformError, Stopped, UserError
+from ..heartbeat import Heartbeat
 
 
 def report(context: WorkerContext) -> None:
@@ -114,7 +115,7 @@ def wait_for_ever(context: WorkerContext) -> None:
 
 def deep_in_thought(context: WorkerContext) -> None:
     """Give signs of life, and do nothing else."""
-    pulse.start(context.send, 0.05)
+    Heartbeat(context.send, 0.05)
     while True:
         signal.pause()
 

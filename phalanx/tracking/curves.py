@@ -91,7 +91,7 @@ def _line_by_line(data: bytes) -> dict[str, Curve]:
         try:
             given: dict[str, Any] = json.loads(line)
             step, when = int(given.pop("step")), float(given.pop("time"))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             continue
         for name, value in given.items():
             if isinstance(value, (int, float)) and not isinstance(value, bool):

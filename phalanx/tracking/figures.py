@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from ..observing import PHASES
+from ..phases import PHASES
+from . import sound
 from .curves import Curve
 from .reading import TrackedJob
 from .summary import PARTS
@@ -24,18 +25,25 @@ _USES = (
     ("gpu", "GPU in use, %", 1.0),
     ("gpu_memory", "GPU memory in use, %", 1.0),
 )
+_MEANINGS = {
+    "compute": "computes",
+    "data": "waits for data",
+    "loading": "prepares data",
+    "communication": "waits for other ranks",
+    "stall": "saves",
+}
 _COLOURS = {"compute": "#2ca02c", "data": "#d62728", "loading": "#ff7f0e", "communication": "#1f77b4", "stall": "#9467bd"}
 
 
 def figures_of(job: TrackedJob) -> list[dict[str, Any]]:
     """Return the figures of a job, each {"heading", "data", "layout"}; what there is nothing of is left out."""
     curves = job.curves()
-    begun = _begun(job)
+    begun, resources = _begun(job), job.resources()
     figures = [
         _curves({name: curve for name, curve in curves.items() if not name.startswith("train:seconds")}),
-        _ranks(job.windows(), begun),
+        _ranks(job.windows(), resources, begun),
         _phases({name.removeprefix("train:seconds_"): c for name, c in curves.items() if name.startswith("train:seconds_")}),
-        *_resources(job.resources(), begun),
+        *_resources(resources, begun),
         _transitions(job.status.get("transitions") or []),
         _goodput(job.status.get("goodput") or {}),
     ]
@@ -82,33 +90,56 @@ def _phases(phases: Mapping[str, Curve]) -> dict[str, Any]:
     return _figure("Where rank 0's steps spend their time", data, 360, **layout)
 
 
-def _ranks(windows: Sequence[Mapping[str, Any]], begun: float) -> dict[str, Any]:
-    """Return a row a rank: what it did in every stretch of its time, as the profile's windows tell."""
-    found = [w for w in windows if all(isinstance(w.get(key), (int, float)) for key in ("time", "rank", "slot", *PHASES))]
+def _ranks(windows: Sequence[Mapping[str, Any]], lines: Sequence[Mapping[str, Any]], begun: float) -> dict[str, Any]:
+    """Return a row a rank: what it did in every stretch of its time, as the profile's windows tell, or else its heartbeats."""
+    found = _of_windows(windows) or [
+        (int(line["rank"]), line["time"] - line["seconds"], line["seconds"], [line[phase] for phase in PHASES])
+        for line in lines
+        if all(sound.number(line.get(key)) is not None for key in ("seconds", *PHASES))
+    ]
     if not found:
         return _figure("What every rank did", [], 0)
-    first, window_s = min(found, key=lambda w: w["slot"]), _window_seconds(found)
-    slots = np.array([int(w["slot"] - first["slot"]) for w in found])
-    ranks = np.array([int(w["rank"]) for w in found])
-    shares = np.array([[float(w[phase]) for phase in PHASES] for w in found])
-    span = -(-int(slots.max() + 1) // _STRETCHES)  # windows that are drawn as one
     bars: dict[str, dict[str, list[Any]]] = {phase: {"x": [], "base": [], "y": []} for phase in PHASES}
-    for rank in np.unique(ranks):
-        own = ranks == rank
-        stretches, where = np.unique(slots[own] // span, return_inverse=True)
-        sums = np.stack([np.bincount(where, shares[own, n]) for n in range(len(PHASES))], axis=1)
-        lengths = sums / np.bincount(where)[:, None] * span * window_s
-        begins = float(first["time"]) - begun - window_s + stretches * span * window_s
-        for n, phase in enumerate(PHASES):
-            bars[phase]["x"] += lengths[:, n].tolist()
-            bars[phase]["base"] += (begins + lengths[:, :n].sum(axis=1)).tolist()
-            bars[phase]["y"] += [f"rank {rank}"] * len(stretches)
+    ranks = sorted({rank for rank, *_ in found})
+    for rank in ranks:
+        own = sorted(entry[1:] for entry in found if entry[0] == rank)
+        span = -(-len(own) // _STRETCHES)  # that are drawn as one
+        for place in range(0, len(own), span):
+            together = own[place : place + span]
+            lengths = [sum(length * shares[n] for _, length, shares in together) for n in range(len(PHASES))]
+            base = together[0][0] - begun
+            for phase, length in zip(PHASES, lengths, strict=True):
+                bars[phase]["x"].append(round(length, 4))
+                bars[phase]["base"].append(round(base, 4))
+                bars[phase]["y"].append(f"rank {rank}")
+                base += length
     data = [
-        {"type": "bar", "orientation": "h", "name": phase, "marker": {"color": _COLOURS[phase], "line": {"width": 0}}, **bar}
+        {
+            "type": "bar",
+            "orientation": "h",
+            "name": _MEANINGS[phase],
+            **bar,
+            "marker": {"color": _COLOURS[phase], "line": {"width": 0}},
+            "hovertemplate": "%{x:.3g} s, %{y}",
+        }
         for phase, bar in bars.items()
     ]
-    layout = {"barmode": "overlay", "xaxis": _title("seconds since the start"), "yaxis": {"autorange": "reversed"}}
-    return _figure("What every rank did", data, 140 + 40 * len(np.unique(ranks)), **layout)
+    layout = {
+        "barmode": "overlay",
+        "bargap": 0.3,
+        "xaxis": _title("seconds since the start"),
+        "yaxis": {"autorange": "reversed"},
+    }
+    return _figure("What every rank did", data, 140 + 40 * len(ranks), **layout)
+
+
+def _of_windows(windows: Sequence[Mapping[str, Any]]) -> list[tuple[int, float, float, list[float]]]:
+    """Return (rank, begin, seconds, shares of phases) of a profile's windows, whose numbers tell when they were."""
+    if not windows:
+        return []
+    first, length = min(windows, key=lambda w: w["slot"]), _window_seconds(windows)
+    begin = first["time"] - length
+    return [(int(w["rank"]), begin + (w["slot"] - first["slot"]) * length, length, [w[p] for p in PHASES]) for w in windows]
 
 
 def _window_seconds(windows: Sequence[Mapping[str, Any]]) -> float:
@@ -122,9 +153,7 @@ def _resources(lines: Sequence[Mapping[str, Any]], begun: float) -> list[dict[st
     figures = []
     for key, heading, unit in _USES:
         data = []
-        known = [
-            line for line in lines if isinstance(line.get(key), (int, float)) and isinstance(line.get("time"), (int, float))
-        ]
+        known = [line for line in lines if sound.number(line.get(key)) is not None]
         if not any(line[key] for line in known):
             continue
         for rank in sorted({int(line["rank"]) for line in known}):

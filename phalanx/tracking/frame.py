@@ -16,7 +16,7 @@ _PLAIN = ("status", "step", "restarts", "created", "ended", "training_seconds", 
 def dataframe(url: str = "runs") -> pandas.DataFrame:
     """Return the jobs below a folder, one row each, the newest first.
 
-    Columns: name, algorithm, url, what status.json says, `metric.NAME` (its last value), `hyperparameter.NAME`.
+    Columns: name, algorithm, url, what status.json says, `metric.NAME` (its last value), `best.NAME`, `hyperparameter.NAME`.
 
     Args:
         url: folder or URL.
@@ -36,5 +36,6 @@ def row_of(job: TrackedJob) -> dict[str, Any]:
     status = job.status
     row: dict[str, Any] = {"name": job.name, "algorithm": job.algorithm, "url": job.url}
     row |= {key: status.get(key) for key in _PLAIN}
+    row |= {f"best.{name}": found["value"] for name, found in (status.get("best") or {}).items()}
     row |= {f"metric.{name}": value for name, value in (status.get("metrics") or {}).items()}
     return row | {f"hyperparameter.{name}": value for name, value in (job.request.get("hyperparameters") or {}).items()}

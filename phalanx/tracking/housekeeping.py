@@ -15,6 +15,7 @@ from .record import SYNC_SECONDS, JobRecord
 
 _POLL_SECONDS = 0.1
 STOP_SECONDS = 1.0
+_REFRESH_SECONDS = 2.0
 _MAX_READ = 1 << 20
 
 
@@ -84,10 +85,14 @@ class Housekeeping:
     def _run(self) -> None:
         due = time.monotonic() + SYNC_SECONDS
         look: float | None = 0.0
+        refresh = time.monotonic() + _REFRESH_SECONDS
         while not self._done.wait(_POLL_SECONDS):
             self._tail.poll()
             if look is not None and time.monotonic() >= look:
                 look = None if self._asked() else time.monotonic() + self._look_every
+            if time.monotonic() >= refresh:
+                self._record.refresh()
+                refresh = time.monotonic() + _REFRESH_SECONDS
             if time.monotonic() >= due:
                 try:
                     self._record.sync()

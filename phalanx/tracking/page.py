@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import UserError
+from . import sound
 from .figures import figures_of
 from .reading import TrackedJob
 from .summary import rows_of
@@ -32,7 +33,7 @@ def page(job: TrackedJob) -> str:
     except ImportError:
         raise UserError("a report needs plotly: pip install 'phalanx-train[tune]'") from None
     title = html.escape(job.name)
-    parts = [f"<h1>{title}</h1>", _table(rows_or_less(job)), "<h2>Findings of rules</h2>", _findings(job.findings())]
+    parts = [f"<h1>{title}</h1>", _table(rows_of(job)), "<h2>Findings of rules</h2>", _findings(job.findings())]
     script = True  # plotly's own, once in the page
     for figure in figures_of(job):
         drawn = go.Figure(data=figure["data"], layout=figure["layout"])
@@ -41,14 +42,6 @@ def page(job: TrackedJob) -> str:
     parts += [f"<h2>{heading}</h2>" + text for heading, text in _lineage(job)]
     head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style><link rel="icon" href="data:,">'
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
-
-
-def rows_or_less(job: TrackedJob) -> list[list[str]]:
-    """Return (what, value) of a job; of a broken status.json as much as there is."""
-    try:
-        return rows_of(job.status)
-    except (KeyError, TypeError, ValueError):  # an older or a broken status.json
-        return [["job", job.name], ["trains", job.algorithm], ["status", job.state]]
 
 
 def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
@@ -61,7 +54,7 @@ def _findings(findings: Sequence[Mapping[str, Any]]) -> str:
 def _lineage(job: TrackedJob) -> list[tuple[str, str]]:
     request = dict(job.request)
     provenance = request.pop("provenance", {}) or {}
-    data = provenance.get("data") or {}
+    data = sound.mapping(provenance.get("data"))
     rows = [[name, str(d.get("files")), f"{d.get('bytes', 0):,}", str(d.get("fingerprint"))] for name, d in data.items()]
     files = [
         [str(f.get("channel")), str(f.get("file")), f"{f.get('bytes', 0):,}", str(f.get("xxh3_128") or "")] for f in job.data()

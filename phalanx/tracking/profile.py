@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 from ..contracts import Event
-from ..observing import PHASES
+from ..phases import PHASES
 from .rules.machines import slow_rank
 
 SLOW = 0.5  # share of a rank's working time that the others do not work: it keeps them waiting

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,10 +10,13 @@ from typing import Any, Literal, final
 
 from .. import storage
 from ..errors import UserError
+from ..phases import PHASES
+from . import sound
 from .curves import Curve, curves_of
 from .record import ENDED
 
 _POLL_SECONDS = 0.2
+_REMOTE_POLL_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,8 @@ class TrackedJob:
 
     Attributes:
         url: its folder.
-        status: what status.json holds; {} where there is none.
-        request: what job.json holds; {} where there is none.
+        status: what is whole of its status.json.
+        request: what is whole of its job.json.
     """
 
     url: str
@@ -67,6 +69,12 @@ class TrackedJob:
         return str(self.status.get("status") or "Unknown")
 
     @property
+    def silent_s(self) -> float | None:
+        """For how many seconds nobody has written of a job that runs: its process may be gone. None where that is not known."""
+        updated = self.status.get("updated")
+        return None if self.ended or updated is None else max(0.0, time.time() - updated)
+
+    @property
     def ended(self) -> bool:
         """Whether it has come to an end."""
         return self.state in ENDED
@@ -79,23 +87,23 @@ class TrackedJob:
         """Return the lines of metrics.jsonl from byte `start` on and how many bytes they take, whole lines only."""
         data = _bytes(storage.join(self.url, "metrics.jsonl"), start)
         whole = data[: data.rfind(b"\n") + 1]
-        return _lines(whole), len(whole)
+        return sound.lines(whole), len(whole)
 
     def findings(self) -> list[dict[str, Any]]:
         """Return what rules found, oldest first."""
-        return _lines(_bytes(storage.join(self.url, "findings.jsonl")))
+        return sound.lines(_bytes(storage.join(self.url, "findings.jsonl")))
 
     def resources(self) -> list[dict[str, Any]]:
-        """Return what the ranks used of their machines, a line every few seconds of each, oldest first."""
-        return _lines(_bytes(storage.join(self.url, "resources.jsonl")))
+        """Return what the ranks did and used of their machines, a line every few seconds of each, oldest first."""
+        return sound.lines(_bytes(storage.join(self.url, "resources.jsonl")), ("time", "rank"))
 
     def windows(self) -> list[dict[str, Any]]:
         """Return what every rank did, a line every quarter of a second of each; nothing where the job had no `profile`."""
-        return _lines(_bytes(storage.join(self.url, "profile", "windows.jsonl")))
+        return sound.lines(_bytes(storage.join(self.url, "profile", "windows.jsonl")), ("time", "rank", "slot", *PHASES))
 
     def data(self) -> list[dict[str, Any]]:
         """Return the files of the job's channels: channel, file, bytes, xxh3_128 (None where it was not made)."""
-        return _lines(_bytes(storage.join(self.url, "data.jsonl")))
+        return sound.lines(_bytes(storage.join(self.url, "data.jsonl")))
 
     def events(self, *, follow: bool = True) -> Iterator[JobEvent]:
         """Yield what has happened and, while the job runs, what happens; ends with the job.
@@ -106,7 +114,7 @@ class TrackedJob:
         seen = {"metrics": 0, "findings": 0}  # bytes
         told = 0
         while True:
-            status = _mapping(storage.read_json(storage.join(self.url, "status.json")))
+            status = sound.status(storage.read_json(storage.join(self.url, "status.json")))
             transitions = status.get("transitions") or []
             for entry in transitions[told:]:
                 yield JobEvent("status", float(entry["start"]), message=f"{entry['status']} {entry['message']}".strip())
@@ -114,7 +122,7 @@ class TrackedJob:
             for what in seen:
                 data = _bytes(storage.join(self.url, f"{what}.jsonl"), seen[what])
                 whole = data[: data.rfind(b"\n") + 1]
-                for line in _lines(whole):
+                for line in sound.lines(whole):
                     yield _event(what, line)
                 seen[what] += len(whole)
             if status.get("status") in ENDED:
@@ -123,7 +131,7 @@ class TrackedJob:
                 return
             if not follow:
                 return
-            time.sleep(_POLL_SECONDS)
+            time.sleep(poll_seconds(self.url))
 
     def log(self, rank: int = 0, start: int = 0) -> bytes:
         """Return what a rank has written, from byte `start` on."""
@@ -149,9 +157,9 @@ def load_job(url: str) -> TrackedJob:
     Raises:
         UserError: there is neither status.json nor job.json.
     """
-    status = _mapping(storage.read_json(storage.join(url, "status.json")))
-    request = _mapping(storage.read_json(storage.join(url, "job.json")))
-    if not status and not request:
+    status = sound.status(storage.read_json(storage.join(url, "status.json")))
+    request = sound.request(storage.read_json(storage.join(url, "job.json")))
+    if not status and not request and not _bytes(storage.join(url, "status.json")):
         raise UserError(
             f"there is no job at {storage.redact(url)}: its folder must hold status.json; `phalanx jobs` lists jobs"
         )
@@ -169,8 +177,15 @@ def jobs(url: str = "runs") -> list[TrackedJob]:
     Raises:
         UserError: there is no such local folder.
     """
-    found = [TrackedJob(place, _mapping(storage.read_json(storage.join(place, "status.json"))), {}) for place in places(url)]
-    return sorted(found, key=lambda job: (-_number(job.status.get("created")), job.name))
+    found = [
+        TrackedJob(place, sound.status(storage.read_json(storage.join(place, "status.json"))), {}) for place in places(url)
+    ]
+    return sorted(found, key=lambda job: (-(job.status.get("created") or 0.0), job.name))
+
+
+def poll_seconds(url: str) -> float:
+    """Return how long to wait before a running job is looked at again."""
+    return _POLL_SECONDS if storage.is_local(url) else _REMOTE_POLL_SECONDS
 
 
 def places(url: str) -> list[str]:
@@ -213,28 +228,8 @@ def _bytes(url: str, start: int = 0) -> bytes:
         return b""
 
 
-def _lines(data: bytes) -> list[dict[str, Any]]:
-    found = []
-    for line in data.splitlines():
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            found.append(value)
-    return found
-
-
 def _event(what: str, line: Mapping[str, Any]) -> JobEvent:
-    when, step = _number(line.get("time")), int(_number(line.get("step")))
+    when, step = float(sound.number(line.get("time")) or 0.0), int(sound.number(line.get("step")) or 0)
     if what == "findings":
         return JobEvent("finding", when, step, f"{line.get('rule')}: {line.get('message')}")
     return JobEvent("step", when, step, metrics={name: v for name, v in line.items() if name not in ("step", "time")})
-
-
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else 0.0
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, dict) else {}

@@ -21,6 +21,7 @@ from ..contracts import Json, Member
 from ..errors import Interruption, PhalanxError
 from ..scratch import Scratch
 from ..spot import Spot
+from .best import Best
 from .goodput import Goodput
 
 SYNC_SECONDS = 10.0
@@ -36,9 +37,18 @@ class JobRecord:
         name: the job's name.
         algorithm: what it trains.
         earlier: the status of a job that this one goes on with, whose record is continued.
+        goals: metric (without its channel) -> "minimize" or "maximize", as the algorithm declares them.
     """
 
-    def __init__(self, url: str, *, name: str, algorithm: str, earlier: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        name: str,
+        algorithm: str,
+        earlier: Mapping[str, Any] | None = None,
+        goals: Mapping[str, str] | None = None,
+    ) -> None:
         self.url = url
         self._local = storage.is_local(url)
         self._scratch = None if self._local else Scratch("record")
@@ -48,6 +58,7 @@ class JobRecord:
         self.metrics: dict[str, float | None] = dict(earlier["metrics"]) if earlier else {}
         if earlier and not self._local:
             storage.fetch_file(storage.join(url, "metrics.jsonl"), self.folder / "metrics.jsonl")
+        self._best = Best(goals or {}, (earlier or {}).get("best") or {})
         self.last_step = _last_step(self.folder / "metrics.jsonl")
         self._spent_before = float(earlier["training_seconds"]) if earlier else 0.0
         self._metrics_file: TextIO = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -64,6 +75,7 @@ class JobRecord:
             "restarts": 0,
             "step": 0,
             "metrics": {},
+            "best": {},
             "training_seconds": 0.0,
             "billable_seconds": 0.0,
             "transitions": list(earlier["transitions"]) if earlier else [],
@@ -157,6 +169,7 @@ class JobRecord:
     def _write_metrics(self, step: int, when: float, metrics: Mapping[str, float | None]) -> None:
         with self._lock:
             self.metrics.update(metrics)
+            self._best.add(step, metrics)
             self._metrics_file.write(json.dumps({"step": step, "time": when, **metrics}) + "\n")
             self._metrics_file.flush()
 
@@ -177,28 +190,37 @@ class JobRecord:
             )
         with self._lock:
             now = time.time() if at is None else at
+            begun = self._account(now)
             self._status["transitions"][-1]["end"] = now
             self._status["transitions"].append({"status": secondary, "start": now, "end": now, "message": text or ""})
-            own = self._status["transitions"][self._earlier_transitions :]
-            times = {t["status"]: t["start"] for t in reversed(own)}
-            begun = times.get("Downloading", times.get("Training", now))
             self._status.update(status=status, secondary_status=secondary, ended=now, failure=text)
-            self._status.update(step=self.last_step, metrics=self.metrics)
-            spent = round(self._spent_before + now - begun, 3)
-            waited = self._spent_waiting(own, now)
-            self._status.update(training_seconds=spent, billable_seconds=round(spent - waited, 3))
             goodput = self._status["goodput"] = self._goodput.read(begun, now)
             if self._spot is not None:
                 spot, workers = self._spot
-                self._status["cost"] = spot.cost(workers, spent - waited, goodput, self._status["restarts"])
+                billable = self._status["billable_seconds"]
+                self._status["cost"] = spot.cost(workers, billable, goodput, self._status["restarts"])
             self._write_status()
         self._metrics_file.close()
         self.sync()
 
-    def _spent_waiting(self, transitions: Sequence[Mapping[str, Any]], now: float) -> float:
-        """Return the seconds in which there were no workers: between an interruption and the next start."""
-        gone = [t for t in transitions if t["status"] in ("Interrupted", "Restarting")]
-        return float(sum((t["end"] or now) - t["start"] for t in gone))
+    def refresh(self) -> None:
+        """Write how far a running job is, and that somebody still writes."""
+        with self._lock:
+            if self._status["status"] not in ENDED:
+                self._account(time.time())
+                self._write_status()
+
+    def _account(self, now: float) -> float:
+        """Bring step, metrics and seconds up to date; return since when the job trains."""
+        own = self._status["transitions"][self._earlier_transitions :]
+        times = {t["status"]: t["start"] for t in reversed(own)}
+        begun = float(times.get("Downloading", times.get("Training", now)))
+        spent = self._spent_before + now - begun
+        gone = [t for t in own if t["status"] in ("Interrupted", "Restarting")]  # no workers until the next start
+        waited = sum((t["end"] or now) - t["start"] for t in gone)
+        self._status.update(step=self.last_step, metrics=self.metrics, best=self._best.read(), updated=now)
+        self._status.update(training_seconds=round(spent, 3), billable_seconds=round(spent - waited, 3))
+        return begun
 
     def sync(self) -> None:
         """Copy files that changed to a remote folder; nothing to do for a local one."""
@@ -225,7 +247,7 @@ def _last_step(path: Path) -> int:
     newest = 0
     if path.exists():
         for line in path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, OverflowError):
                 newest = max(newest, int(json.loads(line)["step"]))
     return newest
 

@@ -22,8 +22,8 @@ from .. import storage
 from ..errors import PhalanxError, UserError
 from .figures import figures_of
 from .listing import row_of
-from .page import rows_or_less
 from .reading import TrackedJob, jobs, load_job, places
+from .summary import rows_of
 
 _LOG_BYTES = 200_000  # of the end of a log
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
@@ -96,7 +96,7 @@ class _Pages:
             "name": job.name,
             "status": job.state,
             "ended": job.ended,
-            "summary": rows_or_less(job),
+            "summary": rows_of(job),
             "figures": figures_of(job),
             "findings": job.findings(),
             "request": job.request,

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, final
 
-from ..observing import PHASES, Observer
+from ..observing import Observer
+from ..phases import PHASES
 
 SKIPPED = 3  # steps before torch's profiler begins: the first ones are not like the others
 RECORDED = 5
@@ -90,12 +91,12 @@ class Profile:
             return
         import torch
 
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if torch.cuda.is_available():
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        profiler = torch.profiler.profile(activities=activities, record_shapes=True)
+        # not torch.profiler.profile: its start loads torch's compiler, seconds in which the other ranks wait
+        profiler = torch.autograd.profiler.profile(
+            use_device="cuda" if torch.cuda.is_available() else None, record_shapes=True, use_kineto=True
+        )
         try:
-            profiler.start()
+            profiler.__enter__()  # type: ignore[no-untyped-call]
         except RuntimeError as error:  # the script profiles itself
             print(f"note: torch's profiler is not in the profile: {error}", flush=True)
             return
@@ -103,7 +104,7 @@ class Profile:
 
     def _end_torch(self) -> None:
         profiler, self._torch = self._torch, None
-        profiler.stop()
+        profiler.__exit__(None, None, None)
         path = self._folder / f".rank-{self._observer.rank}.torch.json"
         self._folder.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(path))

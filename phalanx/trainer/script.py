@@ -23,11 +23,12 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import final
 
-from .. import environment, observing, pulse
+from .. import environment, observing
 from ..contracts import Collective, Json, Shard, Stateful
 from ..data.channel import Channel
 from ..data.shard import open_shard
 from ..errors import Stopped, UserError, nearest, to_record
+from ..heartbeat import Heartbeat
 from ..parallel.collective import Solo
 from ..scratch import Scratch
 from .measuring import Measuring
@@ -124,7 +125,7 @@ def session() -> ScriptSession:
         _listen(stop)
         _declare_failures()
         if (every_s := environment.heartbeat_seconds()) is not None:
-            pulse.start(environment.send_event, every_s)
+            atexit.register(Heartbeat(environment.send_event, every_s).close)
         world, device = _world()
         _current.append(ScriptSession(world, device, stop))
     return _current[0]

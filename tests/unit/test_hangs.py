@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from phalanx.contracts import Member
+from phalanx.heartbeat import Reader
 from phalanx.launch.hangs import Hang, HangWatch, ProcessState, _ProcessHere, _read, beat_seconds
-from phalanx.pulse import Pulse, Reader
+from phalanx.pulse import Pulse
 
 LIMIT = 30.0
 

@@ -1,4 +1,4 @@
-"""Profiler rules: how ranks and their machines spend their time. They need the windows of `phalanx.trainer.phases`.
+"""Profiler rules: how ranks and their machines spend their time. They need the windows of `phalanx.trainer.windows`.
 
 Where there is no GPU, the device is the processor while it computes steps: its use is the share of time in which it does.
 """

@@ -15,11 +15,12 @@ import pytest
 from phalanx import pulse
 from phalanx.contracts import Event
 from phalanx.observing import Observer
+from phalanx.phases import PHASES, Processor, phase_of
 from phalanx.tracking.profile import ProfileRecord, summary
 from phalanx.tracking.rules.seen import Window
 from phalanx.trainer.measuring import Measuring
-from phalanx.trainer.phases import PHASES, Machine, Phases, Processor, phase_of
 from phalanx.trainer.profiling import Profile
+from phalanx.trainer.windows import Machine, Windows
 
 
 @pytest.fixture(autouse=True)
@@ -73,13 +74,13 @@ class _Looks:
     def __init__(self) -> None:
         self.told: list[Mapping[str, Any]] = []
         self.stretches: list[tuple[str, float, float, int]] = []
-        self.phases = Phases(rank=1, size=2, tell=self.told.append, note=lambda *stretch: self.stretches.append(stretch))
+        self.windows = Windows(rank=1, size=2, tell=self.told.append, note=lambda *stretch: self.stretches.append(stretch))
         self._now = 1000.0
-        self.phases._slot = 4000
+        self.windows._slot = 4000
 
     def go(self, number: int, seconds: float = 0.125) -> None:
         for _ in range(number):
-            self.phases._look(self._now, self._now + seconds)
+            self.windows._look(self._now, self._now + seconds)
             self._now += seconds
 
 
@@ -107,7 +108,7 @@ def test_stretches_end_where_phase_or_step_changes() -> None:
     looks.go(3)
     pulse.now.phase = "Checkpointing"
     looks.go(2)
-    looks.phases._cut(2000.0, None)
+    looks.windows._cut(2000.0, None)
     assert [(begin, step) for _, begin, _, step in looks.stretches[-2:]] == [(1000.375, 1), (1000.75, 1)]
     assert looks.stretches[-1][0] == "stall"
     assert all(end > begin for _, begin, end, _ in looks.stretches)

@@ -1,41 +1,24 @@
-"""Where a rank's time goes, by looking every few milliseconds at what its main thread does.
-
-compute        the step itself
-data           it waits for what storage, the network or a loader's process does not bring: idle anywhere but among ranks
-loading        it computes data: decodes, parses, puts batches together
-communication  it waits for other ranks: in a collective of ours, or idle inside a library in which ranks meet
-stall          it saves a checkpoint
-
-Nothing of the training is changed for it, so that it is the same for every algorithm, strategy and script. What a single look
-says of a step shorter than that is chance; sums over many looks are what counts. A thread that waits only because other
-processes have the cores is not idle (Linux tells the time spent so).
-"""
+"""What a rank and its machine do in every quarter of a second, for rules on time and profiles; see `phalanx.phases`."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from types import FrameType
 from typing import Any, final
 
 from .. import pulse, usage
-from ..observing import PHASES
+from ..phases import PHASES, Looks
 
 EVERY_SECONDS = 0.01
 SLOTS_PER_SECOND = 4
-_IDLE = 0.3  # share of a core: less is waiting
-_DEEPEST = 64  # frames that are looked through
 _MOST = 5000  # windows that wait for the next step
-_DATA = ("/phalanx/data/", "/phalanx/trainer/feeding.py", "/phalanx/trainer/sources.py", "/torch/utils/data/", "/torchdata/")
 
 
 @final
-class Phases:
-    """A thread that looks.
+class Windows:
+    """A thread that looks at this rank's phase, and tells of every quarter of a second.
 
     Args:
         rank: of this worker.
@@ -57,8 +40,7 @@ class Phases:
         self._rank, self._size = rank, size
         self._tell, self._note = tell, note
         self._every_s = every_s
-        self._main = threading.main_thread()
-        self._cpu = Processor(self._main.native_id)
+        self._looks = Looks()
         self._machine = Machine()
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
@@ -80,7 +62,7 @@ class Phases:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
-            self._cpu.close()
+            self._looks.close()
 
     def _run(self) -> None:
         owner, before = os.getpid(), time.time()
@@ -91,8 +73,7 @@ class Phases:
         self._cut(time.time(), None)
 
     def _look(self, before: float, now: float) -> None:
-        idle = self._cpu.idle(now - before)
-        phase = phase_of(sys._current_frames().get(self._main.ident or 0), idle=idle)
+        phase = self._looks.look(now - before)
         if self._note is not None and (
             self._stretch is None or self._stretch[0] != phase or self._stretch[2] != pulse.now.step
         ):
@@ -135,40 +116,6 @@ class Phases:
 
 
 @final
-class Processor:
-    """How much this process computes, and how long its main thread waits for a core.
-
-    Args:
-        thread: the main thread's number in the system.
-    """
-
-    def __init__(self, thread: int | None) -> None:
-        self._file: int | None = None
-        with contextlib.suppress(OSError):
-            self._file = os.open(f"/proc/self/task/{thread}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        self._before = self._used()
-
-    def idle(self, seconds: float) -> bool:
-        """Return whether, in the `seconds` since the last call, this process has hardly computed nor wanted to."""
-        used = self._used()
-        busy, self._before = used - self._before, used
-        return busy < _IDLE * seconds
-
-    def close(self) -> None:
-        """Give the file back."""
-        if self._file is not None:
-            os.close(self._file)
-            self._file = None
-
-    def _used(self) -> float:
-        waited = 0.0
-        if self._file is not None:
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                waited = int(os.pread(self._file, 100, 0).split()[1]) / 1e9
-        return time.process_time() + waited
-
-
-@final
 class Machine:
     """What the machine does: its cores, and its GPU where there is one."""
 
@@ -183,35 +130,6 @@ class Machine:
         gpu, gpu_memory = usage.gpu()
         cpu = round(100 * (1 - idle / total), 1) if total > 0 else 0.0
         return {"cpu": cpu, "gpu": gpu, "gpu_memory": gpu_memory, "memory": usage.resident()}
-
-
-def phase_of(frame: FrameType | None, *, idle: bool) -> str:
-    """Return in which phase a thread is.
-
-    Args:
-        frame: where it is.
-        idle: whether it has hardly computed of late.
-    """
-    if pulse.now.phase != "Training":
-        return "stall"
-    if pulse.now.waiting is not None:
-        return "communication"
-    if frame is None:
-        return "compute"
-    if idle and _within(frame.f_code.co_filename, pulse.MEETING_PLACES):
-        return "communication"
-    at: FrameType | None = frame
-    for _ in range(_DEEPEST):
-        if at is None:
-            break
-        if _within(at.f_code.co_filename, _DATA):
-            return "data" if idle else "loading"
-        at = at.f_back
-    return "data" if idle else "compute"
-
-
-def _within(file: str, places: tuple[str, ...]) -> bool:
-    return any(place in file for place in places)
 
 
 def _cores() -> tuple[int, int]:
