@@ -46,18 +46,24 @@ class Observer:
         self._send = send
         self._clock = clock
         self._begun = clock()
-        self._looked: dict[str, int] = {}  # kind -> step
+        self._looked: dict[tuple[str, str], int] = {}  # kind, of what -> step
         self._spent: dict[str, float] = {}
 
     def wants(self, kind: str) -> bool:
         """Return whether something of a kind is to be measured."""
         return kind in self._kinds
 
-    def due(self, kind: str, step: int) -> bool:
-        """Return whether it is time to look: at the first step, then as often as was said, or as the cost so far allows."""
+    def due(self, kind: str, step: int, of: str = "") -> bool:
+        """Return whether it is time to look: at the first step, then as often as was said, or as the cost so far allows.
+
+        Args:
+            kind: what is looked at.
+            step: number of the step.
+            of: which of several that are looked at in turn.
+        """
         if kind not in self._kinds:
             return False
-        last = self._looked.get(kind)
+        last = self._looked.get((kind, of))
         if last is None or step < last:  # nothing yet, or another training
             return True
         if self._every is not None:
@@ -76,9 +82,9 @@ class Observer:
         finally:
             self.cost(kind, step, self._clock() - begun)
 
-    def cost(self, kind: str, step: int, seconds: float) -> None:
+    def cost(self, kind: str, step: int, seconds: float, of: str = "") -> None:
         """Note a look and what it cost."""
-        self._looked[kind] = step
+        self._looked[kind, of] = step
         self._spent[kind] = self._spent.get(kind, 0.0) + seconds
 
     def spent(self, kind: str) -> float:

@@ -44,11 +44,14 @@ class Activity:
     Args:
         module: whose layers are named.
         bounds: of tanh and sigmoid.
+        name: that goes before the layers' names.
     """
 
-    def __init__(self, module: torch.nn.Module, bounds: Bounds) -> None:
+    def __init__(self, module: torch.nn.Module, bounds: Bounds, name: str = "") -> None:
         self._root = module
-        self._names = {id(part): name or "module" for name, part in module.named_modules()}
+        prefix = f"{name}." if name else ""
+        self._names = {id(part): f"{prefix}{part_name or 'module'}" for part_name, part in module.named_modules()}
+        self._unknown = "" if name else "module"  # of modules that are not ours; "": not looked at, they may be another's
         self._bounds = bounds
         self._stack: list[tuple[str, bool]] = []  # modules that are being called; whether each is an activation and no more
         self._calls: dict[str, int] = {}
@@ -84,7 +87,9 @@ class Activity:
 
     def look(self, kind: str, given: torch.Tensor, output: torch.Tensor) -> None:
         """Count a call."""
-        place, is_activation = self._stack[-1] if self._stack else ("module", False)
+        place, is_activation = self._stack[-1] if self._stack else (self._unknown, False)
+        if not place:
+            return
         name = place if is_activation else f"{place}.{kind}"
         call = self._calls[name] = self._calls.get(name, 0) + 1
         name = name if call == 1 else f"{name} ({call})"
@@ -112,7 +117,7 @@ class Activity:
             self._mode.__enter__()  # type: ignore[no-untyped-call]
         if module is self._root:
             self._calls.clear()
-        name = self._names.get(id(module)) or (self._stack[-1][0] if self._stack else "module")
+        name = self._names.get(id(module)) or (self._stack[-1][0] if self._stack else self._unknown)
         self._stack.append((name, isinstance(module, _MODULES)))
 
     def _leave(self, module: torch.nn.Module, inputs: Any, output: Any) -> None:

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import final
+from typing import TYPE_CHECKING, final
 
 from .. import environment, observing
 from ..contracts import Collective, Json, Shard, Stateful
@@ -34,6 +34,9 @@ from ..scratch import Scratch
 from .measuring import Measuring
 from .saving import Saver
 from .session import WorkerSession
+
+if TYPE_CHECKING:
+    import torch
 
 _SHARDED = ("train", "training")  # every row to one rank, unless the job says otherwise; other channels are replicated
 _SOON_SECONDS = 0.5  # within which a signal to a process group has reached all of it
@@ -72,6 +75,7 @@ class ScriptSession:
         self.checkpoints = Path(environment.get(environment.CHECKPOINTS) or "checkpoints")
         self.strategy = environment.get(environment.STRATEGY)
         self._told = False  # which libraries are loaded
+        self._watched: set[str] = set()
         self._folders = _channel_folders()
         self.channels: Mapping[str, Shard] = _Channels(_channels(self._folders), world, self.seed, self.threads)
         self._inner = WorkerSession(
@@ -101,6 +105,30 @@ class ScriptSession:
     def restore(self, parts: Mapping[str, Stateful]) -> int:
         """Collective. See `contracts.Session.restore`."""
         return self._inner.restore(parts)
+
+    def watch(self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, *, loss: object = None, name: str = "") -> None:
+        """Have the job's rules see the tensors of a training loop of your own, as they see those of a `Trainer`.
+
+        Call it on every rank before the first step: gradients, weights and activations are looked at around
+        `optimizer.step()`, at steps whose turn it is. Without rules it does nothing.
+
+        Args:
+            module: what is trained.
+            optimizer: that trains it.
+            loss: a `torch.nn.Module` that is called with (output, target): for the rules on classes.
+            name: that goes before the names of its tensors; each of several needs one of its own.
+
+        Raises:
+            UserError: something of this name is watched already.
+        """
+        if name in self._watched:
+            known = f"a module of the name '{name}'" if name else "a module"
+            raise UserError(f"session.watch: {known} is watched already; give each a name= of its own")
+        self._watched.add(name)
+        if observing.now.wants("tensors") or observing.now.wants("labels"):
+            from .watched import watch
+
+            watch(module, optimizer, loss=loss, name=name)
 
     def report(self, step: int, metrics: Mapping[str, float], *, rows: int = 0, of: int | None = None) -> None:
         """Collective. See `contracts.Session.report`."""

@@ -1,4 +1,4 @@
-"""Statistics of a Trainer's tensors, for the rules that look at them: gradients, weights, their change, activations, classes.
+"""Statistics of what is trained, for the rules that look at tensors: gradients, weights, their change, activations, classes.
 
 They are taken around the optimizer's step, through its hooks, so that they are the same for every strategy: what a strategy's
 optimizer holds is what is looked at. Ranks that hold the same replica leave it to rank 0. Sharded ones each look at their own
@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, final
 
 import torch
 
 from .. import observing
-from ..contracts import MicroBatch, Replica, StepOutput
+from ..contracts import MicroBatch, StepOutput
 from .activity import Activity
 from .counting import confusion
 
@@ -45,22 +44,30 @@ class Statistics:
 
     Args:
         module: what is trained.
-        replica: how.
-        strategy: its name.
+        optimizer: that trains it.
+        strategy: how; see `phalanx.parallel.auto`.
         compiled: whether `torch.compile` hides what the module calls.
+        name: that goes before the names of its tensors, where there are others.
     """
 
-    def __init__(self, module: torch.nn.Module, replica: Replica, *, strategy: str, compiled: bool) -> None:
-        self._module, self._replica = module, replica
+    def __init__(
+        self, module: torch.nn.Module, optimizer: torch.optim.Optimizer, *, strategy: str, compiled: bool, name: str = ""
+    ) -> None:
+        self._module, self._name = module, name
         self._observer = observing.now
-        self._named = _names(module)
+        self._named = _names(module, f"{name}." if name else "")
         mine = self._observer.rank == 0 or strategy not in _REPLICATED
         self._tensors = mine and self._observer.wants("tensors")
         self._labels = self._observer.rank == 0 and self._observer.wants("labels") and strategy not in _NO_CLASSES
         sees = self._tensors and not compiled
-        self._activity = Activity(module, self._observer.measure) if sees else None
+        self._activity = Activity(module, self._observer.measure, name) if sees else None
         self._before: dict[str, tuple[int, torch.Tensor]] = {}  # step and entries of a look before
         self._usual: float | None = None  # seconds of a step without a look
+        self._begun = 0.0
+        self.look: Look | None = None  # under way
+        if self._tensors:
+            optimizer.register_step_pre_hook(self._before_update)
+            optimizer.register_step_post_hook(self._after_update)
         if self._tensors and compiled and self._observer.rank == 0:
             print("note: torch.compile hides activations from rules: dead_relu and saturated_activation see none", flush=True)
         if self._tensors and strategy.startswith("zero") and self._observer.rank == 0:
@@ -73,41 +80,60 @@ class Statistics:
         self, step: int, micro_batches: Sequence[MicroBatch], train_step: Callable[[Sequence[MicroBatch]], StepOutput]
     ) -> StepOutput:
         """Do the step with this number; look at it if its turn has come."""
-        tensors = self._tensors and self._observer.due("tensors", step)
-        labels = self._labels and self._observer.due("labels", step)
-        begun = time.perf_counter()
-        if not (tensors or labels):
+        outputs: list[torch.Tensor] = []
+        look = self.begin(step)
+        keeping = self._module.register_forward_hook(_keeping(outputs)) if look is not None and look.labels else None
+        try:
             output = train_step(micro_batches)
-            took = time.perf_counter() - begun
-            self._usual = took if self._usual is None else 0.9 * self._usual + 0.1 * took
-            return output
-        with ExitStack() as stack:
-            outputs: list[torch.Tensor] = []
-            if labels:
-                stack.callback(self._module.register_forward_hook(_keeping(outputs)).remove)
-            look = _Look(self, step)
-            if tensors:
-                stack.callback(self._replica.optimizer.register_step_pre_hook(look.before).remove)
-                stack.callback(self._replica.optimizer.register_step_post_hook(look.after).remove)
-                if self._activity is not None:
-                    stack.enter_context(self._activity)
-            output = train_step(micro_batches)
-        if tensors:
-            self._observer.tell("tensors", look.read(self._observer.rank, self._activity))
-        found = confusion(outputs, [micro.target for micro in micro_batches]) if labels else None
-        if found is not None:
-            self._observer.tell("labels", {"step": step, **found})
-        took = time.perf_counter() - begun
-        spent = max(0.0, took - (took if self._usual is None else self._usual))
-        for kind, done in (("tensors", tensors), ("labels", labels)):
-            if done:
-                self._observer.cost(kind, step, spent)
-                spent = 0.0  # of both, where both were looked at
+        except BaseException:
+            self.drop()
+            raise
+        finally:
+            if keeping is not None:
+                keeping.remove()
+        self.end(outputs, [micro.target for micro in micro_batches])
         return output
+
+    def begin(self, step: int) -> Look | None:
+        """Begin a step; return the look at it, None where it is not its turn."""
+        self._begun = time.perf_counter()
+        tensors = self._tensors and self._observer.due("tensors", step, self._name)
+        labels = self._labels and self._observer.due("labels", step, self._name)
+        self.look = Look(self, step, tensors=tensors, labels=labels) if tensors or labels else None
+        if tensors and self._activity is not None:
+            self._activity.__enter__()
+        return self.look
+
+    def end(self, outputs: Sequence[torch.Tensor], targets: Sequence[Any]) -> None:
+        """End the step: tell what was seen, and note what it cost."""
+        look, self.look = self.look, None
+        if look is None:
+            took = time.perf_counter() - self._begun
+            self._usual = took if self._usual is None else 0.9 * self._usual + 0.1 * took
+            return
+        if look.tensors:
+            if self._activity is not None:
+                self._activity.__exit__()
+            self._observer.tell("tensors", look.read(self._observer.rank, self._activity))
+        found = confusion(outputs, targets) if look.labels else None
+        if found is not None:
+            self._observer.tell("labels", {"step": look.step, **found})
+        took = time.perf_counter() - self._begun
+        spent = max(0.0, took - (took if self._usual is None else self._usual))
+        for kind, done in (("tensors", look.tensors), ("labels", look.labels)):
+            if done:
+                self._observer.cost(kind, look.step, spent, self._name)
+                spent = 0.0  # of both, where both were looked at
+
+    def drop(self) -> None:
+        """Forget a look at a step that came to nothing."""
+        if self.look is not None and self.look.tensors and self._activity is not None:
+            self._activity.__exit__()
+        self.look = None
 
     def named(self, number: int, parameter: torch.Tensor) -> _Named:
         """Return what is known of a parameter of the optimizer."""
-        return self._named.get(id(parameter)) or _Named(f"part {number}", max(2, parameter.ndim), True)
+        return self._named.get(id(parameter)) or _Named(f"{self._name}part {number}", max(2, parameter.ndim), True)
 
     def same(self, name: str, step: int, entries: torch.Tensor) -> bool | None:
         """Return whether a weight is as it was some steps ago, None where there was no look then; keep it for later ones."""
@@ -120,18 +146,34 @@ class Statistics:
         rtol, atol = self._observer.measure.get("unchanged", (1e-5, 1e-8))
         return bool(torch.allclose(entries, before, rtol=rtol, atol=atol))
 
+    def _before_update(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self.look is not None and self.look.tensors:
+            self.look.before(optimizer)
+
+    def _after_update(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        if self.look is not None and self.look.tensors:
+            self.look.after(optimizer)
+
 
 @final
-class _Look:
-    """One look at a step."""
+class Look:
+    """One look at a step.
 
-    def __init__(self, statistics: Statistics, step: int) -> None:
-        self._statistics, self._step = statistics, step
+    Args:
+        statistics: whose.
+        step: its number.
+        tensors: whether gradients, weights and activations are looked at.
+        labels: whether classes are counted.
+    """
+
+    def __init__(self, statistics: Statistics, step: int, *, tensors: bool, labels: bool) -> None:
+        self._statistics = statistics
+        self.step, self.tensors, self.labels = step, tensors, labels
         self._gradients: dict[str, dict[str, Any]] = {}
         self._weights: dict[str, dict[str, Any]] = {}
         self._entries: dict[str, torch.Tensor] = {}
 
-    def before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def before(self, optimizer: Any) -> None:
         """Just before the update: gradients are complete, weights are those they belong to."""
         with torch.no_grad():
             for named, parameter in self._parameters(optimizer):
@@ -143,17 +185,17 @@ class _Look:
                 self._entries[named.name] = entries
                 found = _of_weight(weight, entries)
                 fan_in = weight.numel() / max(1, weight.shape[0]) if weight.ndim >= 2 and not named.embeds else 0.0
-                early = self._step <= _EARLY and weight.ndim >= 2 and not named.embeds
+                early = self.step <= _EARLY and weight.ndim >= 2 and not named.embeds
                 found |= {
                     "axes": named.axes,
                     "scale": found["std"] ** 2 * fan_in,
                     "alike": early and _alike(weight),
                     "change": None,
-                    "same": self._statistics.same(named.name, self._step, entries),
+                    "same": self._statistics.same(named.name, self.step, entries),
                 }
                 self._weights[named.name] = found
 
-    def after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def after(self, optimizer: Any) -> None:
         """Just after the update."""
         with torch.no_grad():
             for named, parameter in self._parameters(optimizer):
@@ -168,16 +210,16 @@ class _Look:
             "weights": self._weights,
             "activations": {} if activity is None else activity.read(),
         }
-        return {"step": self._step, "rank": rank, **_plain(seen)}
+        return {"step": self.step, "rank": rank, **_plain(seen)}
 
     def _parameters(self, optimizer: Any) -> list[tuple[_Named, torch.Tensor]]:
         groups = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         return [(self._statistics.named(number, parameter), parameter) for number, parameter in enumerate(groups)]
 
 
-def _names(module: torch.nn.Module) -> dict[int, _Named]:
+def _names(module: torch.nn.Module, prefix: str) -> dict[int, _Named]:
     tables = {id(part.weight) for part in module.modules() if isinstance(part, (torch.nn.Embedding, torch.nn.EmbeddingBag))}
-    return {id(p): _Named(name, p.ndim, id(p) in tables) for name, p in module.named_parameters()}
+    return {id(p): _Named(prefix + name, p.ndim, id(p) in tables) for name, p in module.named_parameters()}
 
 
 def _keeping(outputs: list[torch.Tensor]) -> Callable[..., None]:

@@ -308,7 +308,9 @@ class Trainer:
         """Return what takes the statistics that the job's rules want, None where they want none."""
         wanted = any(observing.now.wants(kind) for kind in ("tensors", "labels"))
         if wanted and self._statistics is None:
-            self._statistics = Statistics(self.module, replica, strategy=self.strategy.name, compiled=self._recipe.compile)
+            self._statistics = Statistics(
+                self.module, replica.optimizer, strategy=self.strategy.name, compiled=self._recipe.compile
+            )
         return self._statistics if wanted else None
 
     def _evaluation_share(self) -> Share:

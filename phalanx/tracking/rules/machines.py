@@ -6,7 +6,7 @@ Where there is no GPU, the device is the processor while it computes steps: its 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -33,7 +33,7 @@ class CPUBottleneck:
     threshold: float = 50.0
     gpu_threshold: float = 10.0
     cpu_threshold: float = 90.0
-    patience: int = 100
+    patience: int = 1000
     _counts: dict[int, tuple[int, int]] = field(default_factory=dict, init=False)
 
     def see(self, seen: Window) -> str | None:
@@ -85,7 +85,7 @@ class LoadBalancing:
 
     Args:
         threshold: share of the slowest rank's working time that the others, on average, do not work.
-        patience: windows in a row (a quarter of a second each) before anything is said.
+        patience: windows (a quarter of a second each) before anything is said: in both halves of them the rank is slow.
     """
 
     watches: ClassVar[str] = (
@@ -94,7 +94,7 @@ class LoadBalancing:
     )
     sees: ClassVar[tuple[type, ...]] = (Window,)
     threshold: float = 0.5
-    patience: int = 10
+    patience: int = 20
     _slots: dict[int, dict[int, Window]] = field(default_factory=dict, init=False)
     _recent: deque[dict[int, float]] = field(default_factory=lambda: deque(maxlen=1), init=False)
     _judged: int = field(default=-1, init=False)
@@ -119,9 +119,11 @@ class LoadBalancing:
             self._recent.append({rank: working(window) for rank, window in slot.items()})
         if len(self._recent) < self.patience:
             return None
-        worked = {rank: sum(window[rank] for window in self._recent) / self.patience for rank in slot}
+        windows, half = list(self._recent), max(1, self.patience // 2)
+        worked = _mean_of(windows)
         slow = slow_rank(worked, self.threshold)
-        if slow is None:
+        halves = {slow_rank(_mean_of(part), self.threshold) for part in (windows[:half], windows[-half:])}
+        if slow is None or halves != {slow}:
             return None
         others = _mean_of_others(worked, slow)
         return f"rank {slow} is slow: it works {100 * worked[slow]:.0f} % of the time, the others {100 * others:.0f} %"
@@ -232,6 +234,10 @@ def slow_rank(worked: Mapping[int, float], threshold: float) -> int | None:
         return None
     slow = max(worked, key=lambda rank: worked[rank])
     return slow if 1 - _mean_of_others(worked, slow) / max(worked[slow], 1e-9) > threshold else None
+
+
+def _mean_of(windows: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    return {rank: sum(window[rank] for window in windows) / len(windows) for rank in windows[0]}
 
 
 def _mean_of_others(worked: Mapping[int, float], rank: int) -> float:

@@ -59,11 +59,11 @@ def test_every_rank_has_a_row(tmp_path: Path) -> None:
     lines.append({"time": begun, "rank": 0})  # not whole
     (tmp_path / "one" / "profile" / "windows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     bars = {bar["name"]: bar for bar in _drawn(tmp_path / "one")["What every rank did"]}
-    assert bars["compute"]["y"] == ["rank 0"] * 4 + ["rank 1"] * 4
-    assert bars["compute"]["x"] == pytest.approx([0.1875] * 8)
-    assert bars["compute"]["base"] == pytest.approx([0.75, 1.0, 1.25, 1.5] * 2, abs=1e-5)
-    assert bars["communication"]["x"] == pytest.approx([0.0625] * 4 + [0.0] * 4)
-    assert bars["data"]["base"] == pytest.approx([0.9375, 1.1875, 1.4375, 1.6875] * 2, abs=1e-5)
+    assert bars["computes"]["y"] == ["rank 0"] * 4 + ["rank 1"] * 4
+    assert bars["computes"]["x"] == pytest.approx([0.1875] * 8)
+    assert bars["computes"]["base"] == pytest.approx([0.75, 1.0, 1.25, 1.5] * 2, abs=1e-5)
+    assert bars["waits for other ranks"]["x"] == pytest.approx([0.0625] * 4 + [0.0] * 4)
+    assert bars["waits for data"]["base"] == pytest.approx([0.9375, 1.1875, 1.4375, 1.6875] * 2, abs=1e-5)
 
 
 def test_long_profiles_are_drawn_in_few_stretches(tmp_path: Path) -> None:
@@ -74,8 +74,21 @@ def test_long_profiles_are_drawn_in_few_stretches(tmp_path: Path) -> None:
     lines = (json.dumps({"time": 0.25 * slot, "rank": 0, "slot": slot, **phases}) + "\n" for slot in range(10_001))
     (tmp_path / "one" / "profile" / "windows.jsonl").write_text("".join(lines))
     bars = {bar["name"]: bar for bar in _drawn(tmp_path / "one")["What every rank did"]}
-    assert len(bars["compute"]["x"]) <= 400
-    assert bars["compute"]["x"][0] == pytest.approx(26 * 0.25)
+    assert len(bars["computes"]["x"]) <= 400
+    assert bars["computes"]["x"][0] == pytest.approx(26 * 0.25)
+
+
+def test_without_a_profile_heartbeats_tell_what_ranks_did(tmp_path: Path) -> None:
+    record = _job(tmp_path / "one")
+    begun = record.status["transitions"][0]["start"]
+    did = {"compute": 0.5, "data": 0.25, "loading": 0.0, "communication": 0.25, "stall": 0.0}
+    for rank in range(2):
+        record.used(rank, begun + 2, {"seconds": 2.0, **did, "cores": 1.0})
+    record.used(0, begun + 4, {"cores": 1.0})  # of an older version
+    record.end("Completed", "Completed")
+    bars = {bar["name"]: bar for bar in _drawn(tmp_path / "one")["What every rank did"]}
+    assert (bars["computes"]["y"], bars["computes"]["x"]) == (["rank 0", "rank 1"], [1.0, 1.0])
+    assert bars["waits for other ranks"]["base"] == pytest.approx([1.5, 1.5], abs=1e-3)
 
 
 def test_what_ranks_used(tmp_path: Path) -> None:

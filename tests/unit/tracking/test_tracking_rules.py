@@ -82,14 +82,14 @@ BAD: dict[str, list[Seen]] = {
     "all_zero": _looks(3, gradient={"zero": 1.0}),
     "class_imbalance": [Labels(1, ["no", "yes"], [[900, 5], [10, 20]])],
     "confusion": [Labels(1, ["cat", "dog"], [[20, 180], [10, 290]], final=True)],
-    "cpu_bottleneck": _windows(10, replace(WINDOW, compute=0.05, loading=0.95, data=0.0, communication=0.0, gpu=None)),
+    "cpu_bottleneck": _windows(100, replace(WINDOW, compute=0.05, loading=0.95, data=0.0, communication=0.0, gpu=None)),
     "dead_relu": _looks(1, active={"active": [0.0] * 60 + [0.4] * 41}),
     "exploding_tensor": _steps([{"train:loss": 1.0}, {"train:loss": None}]),
     "feature_importance_overweight": [Trees(9, {"a": 90.0, "b": 60.0, "c": 60.0, "d": 20.0}, 20, 6, 40.0, 1000)],
     "gpu_memory_increase": [replace(WINDOW, slot=i, gpu_memory=20 + i / 60) for i in range(2000)],
     "io_bottleneck": _windows(100, replace(WINDOW, compute=0.2, data=0.8, loading=0.0, communication=0.0, gpu=None)),
     "load_balancing": _windows(
-        10, replace(WINDOW, compute=0.3, communication=0.6), replace(WINDOW, compute=0.9, communication=0.0)
+        20, replace(WINDOW, compute=0.3, communication=0.6), replace(WINDOW, compute=0.9, communication=0.0)
     ),
     "loss_not_decreasing": _steps([{"train:loss": 1.0 + step / 10} for step in range(30)]),
     "low_gpu_utilization": [replace(WINDOW, slot=i, gpu=30.0) for i in range(1100)],
@@ -199,11 +199,11 @@ def test_poor_weights_are_no_matter_where_the_loss_comes_down() -> None:
 
 def test_the_slow_rank_is_named_also_among_three() -> None:
     fast, slow = replace(WINDOW, compute=0.2, communication=0.7), replace(WINDOW, compute=0.9, communication=0.0)
-    found = _fires("load_balancing", _windows(12, fast, fast, slow))
+    found = _fires("load_balancing", _windows(24, fast, fast, slow))
     assert found is not None
     assert found[1].startswith("rank 2 is slow")
     assert _fires("load_balancing:patience=40", _windows(12, fast, fast, slow)) is None
-    assert _fires("load_balancing", _windows(12, fast, replace(slow, stall=0.3))) is None
+    assert _fires("load_balancing", _windows(24, fast, replace(slow, stall=0.3))) is None
 
 
 def test_a_rare_class_that_is_hardly_recognised() -> None:

@@ -243,6 +243,6 @@ def test_a_compiled_module_says_that_its_activations_are_hidden(
     trainer = Trainer(
         net, torch.nn.CrossEntropyLoss(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), session=MemorySession({}, tmp_path)
     )
-    Statistics(net, trainer.replica, strategy="single", compiled=True)
+    Statistics(net, trainer.replica.optimizer, strategy="single", compiled=True)
     assert "torch.compile hides activations" in capsys.readouterr().out
     assert isinstance(trainer, phalanx.Trainer)
