@@ -102,7 +102,7 @@ def test_one_job(server: Server, runs: Path) -> None:
     assert (curve["name"], curve["x"], curve["y"]) == ("train:msd", [1, 2, 3, 4, 5], [10, 5, 10 / 3, 2.5, 2])
     assert [figures["Where rank 0's steps spend their time"][0][key] for key in ("name", "y")] == ["compute", [0.1] * 5]
     assert [finding["rule"] for finding in found["findings"]] == ["overfit"]
-    assert ["status", "Completed (Completed)"] in found["summary"]
+    assert ["status", "Completed"] in found["summary"]
     code, log = _get(server, f"/api/log?url={quote(str(runs / 'one'))}&rank=0")
     assert (code, log["text"]) == (200, f"first line\n{HOSTILE}\n")
 
