@@ -157,7 +157,7 @@ class LowGPUUtilization:
         if seen.gpu is None:
             return None
         uses, number = self._recent.setdefault(seen.rank, _Recent(self.window)).add(seen.gpu)
-        if number < self.patience or number % 20:
+        if number < self.patience or (number - self.patience) % 20:
             return None
         ordered = sorted(uses)
         low, high = ordered[int(0.05 * (len(ordered) - 1))], ordered[int(0.95 * (len(ordered) - 1))]
