@@ -18,12 +18,12 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: .2em .8em; text-align: left }
 td, th { border-bottom: 1px solid #ddd }
-h2 { margin-top: 2em } pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px }
+h2 { margin-top: 2em } .wide { overflow-x: auto } .best td { font-weight: bold; background: #eef7ee }
+pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); column-gap: 2em } .whole { grid-column: 1 / -1 }
 @media (max-width: 50em) { body { margin: .8em auto } .half { grid-column: 1 / -1 } td, th { padding: .2em .4em } }
 """
-_VIEW = '<meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetScale2d"]]}
+CONFIG: Mapping[str, Any] = {"displaylogo": False, "responsive": True, "modeBarButtons": [["toImage", "resetScale2d"]]}
 
 
 def page(job: TrackedJob) -> str:
@@ -36,19 +36,24 @@ def page(job: TrackedJob) -> str:
         import plotly.graph_objects as go
     except ImportError:
         raise UserError("a report needs plotly: pip install 'phalanx-train[tune]'") from None
-    title = html.escape(job.name)
-    parts = [f"<h1>{title}</h1>", _table(rows_of(job)), "<h2>Findings of rules</h2>", _findings(job.findings())]
+    parts = [f"<h1>{html.escape(job.name)}</h1>", _table(rows_of(job)), "<h2>Findings of rules</h2>", _findings(job.findings())]
     script = True  # plotly's own, once in the page
     parts.append('<div class="figures">')
     for figure in figures_of(job):
         drawn = go.Figure(data=figure["data"], layout=figure["layout"])
-        plot = drawn.to_html(full_html=False, include_plotlyjs=script, config=_CONFIG)
+        plot = drawn.to_html(full_html=False, include_plotlyjs=script, config=CONFIG)
         kind = "half" if figure["heading"].startswith("Resources") else "whole"
         parts.append(f'<section class="{kind}"><h2>{figure["heading"]}</h2>{plot}</section>')
         script = False
     parts.append("</div>")
     parts += [f"<h2>{heading}</h2>" + text for heading, text in _lineage(job)]
-    head = f'{_VIEW}<title>{title}</title><style>{_STYLE}</style><link rel="icon" href="data:,">'
+    return document(job.name, parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """Return a page of these parts, in html."""
+    view = '<meta charset="utf-8"><meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">'
+    head = f"{view}<title>{html.escape(title)}</title><style>{_STYLE}</style>"
     return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
 
 

@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 from .. import storage
 from ..contracts import Json
 from ..errors import UserError
+from ..tracking.page import CONFIG, document
 from .declared import Objective
 from .ranges import Range, from_json
 from .search import coded, coded_name, distribution
@@ -21,12 +22,6 @@ from .trial import Trial, curve_of
 
 _MOST_POINTS = 400  # of a trial's curve
 _STATES = {"Completed": TrialState.COMPLETE, "Stopped": TrialState.PRUNED, "Failed": TrialState.FAIL}
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
-table { border-collapse: collapse; font-size: 13px } td, th { padding: .2em .8em; text-align: right }
-td, th { border-bottom: 1px solid #ddd }
-h2 { margin-top: 2em } .best td { font-weight: bold; background: #eef7ee }
-"""
 
 
 def page(folder: str, sweep: Mapping[str, Json]) -> str:
@@ -46,19 +41,19 @@ def page(folder: str, sweep: Mapping[str, Json]) -> str:
     objectives, trials = objectives_of(sweep), trials_of(sweep)
     ranges = {name: from_json(name, found) for name, found in sweep["ranges"].items()}
     study = rebuilt(folder, trials, ranges, objectives)
-    title = html.escape(str(sweep["name"]))
-    parts = [f"<h1>{title}</h1>", _summary(sweep, trials, objectives)]
+    parts = [f"<h1>{html.escape(str(sweep['name']))}</h1>", _summary(sweep, trials, objectives)]
     script = True  # plotly's own, once in the page
     for heading, plot in _plots(study, objectives):
         try:
             figure = plot()
         except (ValueError, RuntimeError, ImportError, ZeroDivisionError):  # too few trials to say anything
             continue
-        parts += [f"<h2>{html.escape(heading)}</h2>", figure.to_html(full_html=False, include_plotlyjs=script)]
+        figure.update_layout(title=None, margin={"t": 20})
+        drawn = figure.to_html(full_html=False, include_plotlyjs=script, config=CONFIG)
+        parts.append(f'<h2>{html.escape(heading)}</h2><div class="wide">{drawn}</div>')
         script = False
-    parts += ["<h2>Trials</h2>", _table(sweep)]
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en"><head>{head}</head><body>{"".join(parts)}</body></html>'
+    parts += ["<h2>Trials</h2>", f'<div class="wide">{_table(sweep)}</div>']
+    return document(str(sweep["name"]), parts)
 
 
 def rebuilt(folder: str, trials: Sequence[Trial], ranges: Mapping[str, Range], objectives: Sequence[Objective]) -> optuna.Study:
