@@ -14,11 +14,12 @@ App = Callable[[dict[str, Any], Any], Any]  # WSGI
 
 
 @contextmanager
-def serve(between: Callable[[App], App] | None = None) -> Iterator[str]:
+def serve(between: Callable[[App], App] | None = None, host: str = "127.0.0.1") -> Iterator[str]:
     """Serve an S3 of its own; yield its URL.
 
     Args:
         between: makes an application that stands before moto's.
+        host: address to listen at.
     """
     pytest.importorskip("s3fs")
     moto_server = pytest.importorskip("moto.moto_server.werkzeug_app")
@@ -29,12 +30,12 @@ def serve(between: Callable[[App], App] | None = None) -> Iterator[str]:
             """Say nothing."""
 
     app: App = moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
-    server = serving.make_server("127.0.0.1", 0, between(app) if between else app, threaded=True, request_handler=Quiet)
+    server = serving.make_server(host, 0, between(app) if between else app, threaded=True, request_handler=Quiet)
     server.daemon_threads, server.block_on_close = True, False  # clients keep connections open: wait for none
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     _start_client_threads()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield f"http://{host}:{server.server_port}"
     server.shutdown()
     server.server_close()
     thread.join()

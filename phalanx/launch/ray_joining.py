@@ -14,12 +14,14 @@ from typing import Any, final
 
 import ray
 from ray._private import ray_constants
+from ray._private.authentication import authentication_token_setup as tokens
 from ray.exceptions import RayError
 
 from .. import environment
 from ..errors import PlatformError, UserError
 from . import ray_keeper
 
+_AUTH_MODE = "RAY_AUTH_MODE"
 _CONNECT_SECONDS = 5.0
 _PUBLIC = ("CPU", "GPU", "memory")
 
@@ -90,7 +92,17 @@ def _note(address: str, *, fixed: bool) -> bool:
     return fixed
 
 
+def _authenticate() -> None:
+    """Show the user's token where there is one: of a cluster at a given address Ray itself would not think of it."""
+    loader = tokens.AuthenticationTokenLoader.instance()
+    loader.reset_cache()  # one may have been made meanwhile
+    if environment.get(_AUTH_MODE) is None and loader.has_token(ignore_auth_mode=True):
+        environment.set_variable(_AUTH_MODE, "token")
+        tokens.Config.initialize("")
+
+
 def _init(address: str, *, on_loopback: bool = False) -> None:
+    _authenticate()
     constants = vars(ray_constants)
     before = constants["ENABLE_RAY_CLUSTER"]
     if on_loopback:  # else Ray takes 127.0.0.1 for another of this machine's addresses

@@ -210,8 +210,11 @@ def main(arguments: list[str]) -> None:
     ending: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, frame: ending.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    from ray._private.authentication import authentication_token_setup as tokens
     from ray.cluster_utils import Cluster
 
+    tokens.enable_token_auth_by_default()
+    tokens.ensure_token_if_auth_enabled(create_token_if_missing=True)
     each = {"num_cpus": given["cpus"], "num_gpus": given["gpus"], "object_store_memory": _OBJECT_STORE_BYTES}
     cluster = Cluster(initialize_head=True, head_node_args={**each, "node_name": "node-1", "include_dashboard": False})
     try:
