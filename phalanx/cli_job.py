@@ -51,7 +51,8 @@ def takes_job(command: Callable[..., None]) -> Callable[..., None]:
     """
     own = inspect.signature(command, eval_str=True).parameters
     parts = {
-        part: inspect.signature(part, eval_str=True).parameters for part in (_job, _workers, _cluster, _lasting, _watching)
+        part: inspect.signature(part, eval_str=True).parameters
+        for part in (_job, _workers, cluster_fields, _lasting, _watching)
     }
 
     @functools.wraps(command)
@@ -136,7 +137,7 @@ def _workers(
     }
 
 
-def _cluster(
+def cluster_fields(
     launcher: LauncherOption = "local",
     ray_address: Annotated[
         str | None,
@@ -180,6 +181,7 @@ def _cluster(
         str | None, typer.Option(help="How long to wait for room on the cluster. Default: 5m.", rich_help_panel=_CLUSTER)
     ] = None,
 ) -> dict[str, Any]:
+    """Return the field of a job that says where on a Ray cluster it runs."""
     from .cluster import Cluster
 
     amounts: dict[str, float] = {}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .cli_job import cluster_fields
 from .cli_shared import (
     ChannelOption,
     ContentTypeOption,
@@ -62,7 +63,12 @@ def tune(
     storage: Annotated[
         str | None, typer.Option(help="A database's URL as Optuna takes it. Default: a file in the sweep's folder.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that train a trial together.")] = 1,
+    workers: Annotated[str, typer.Option(help="Processes that train a trial together; or a range as 2:4.")] = "1",
+    launcher: Annotated[str, typer.Option(help="Who starts the trials' workers: local, ray.")] = "local",
+    ray_address: Annotated[str | None, typer.Option(help="With --launcher ray: see `phalanx train --help`.")] = None,
+    worker_cpus: Annotated[float | None, typer.Option(help="With --launcher ray: CPUs of each worker.")] = None,
+    worker_gpus: Annotated[float | None, typer.Option(help="With --launcher ray: GPUs of each worker.")] = None,
+    worker_memory: Annotated[str | None, typer.Option(help="With --launcher ray: memory of each worker, as 4GiB.")] = None,
     threads_per_worker: Annotated[int | None, typer.Option(help="Default: the cores, shared by what runs at once.")] = None,
     output: Annotated[str | None, typer.Option(help="Folder or URL under which the sweep's folder is made.")] = None,
     name: Annotated[str | None, typer.Option(help="The sweep's name. Default: the file's, or tune-ALGORITHM.")] = None,
@@ -110,6 +116,14 @@ def tune(
             hyperparameters=pairs_of("--set", settings),
             workers=workers,
             threads_per_worker=threads_per_worker,
+            launcher=launcher,
+            **cluster_fields(
+                launcher=launcher,
+                ray_address=ray_address,
+                worker_cpus=worker_cpus,
+                worker_gpus=worker_gpus,
+                worker_memory=worker_memory,
+            ),
         )
         changes.setdefault("name", f"tune-{target.replace('_', '-')}"[:32])
         tuner = Tuner(job, **changes)
@@ -180,7 +194,10 @@ def _tell(best: Best, folder: str) -> None:
 
 def _refuse_job_options(context: typer.Context) -> None:
     """What belongs to the job stands in the file."""
-    job_options = ("train", "validation", "test", "content_type", "channel", "settings", "workers", "threads_per_worker")
+    job_options = (
+        *("train", "validation", "test", "content_type", "channel", "settings", "workers", "threads_per_worker"),
+        *("launcher", "ray_address", "worker_cpus", "worker_gpus", "worker_memory"),
+    )
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
         if parameter.name in job_options and source is not None and source.name == "COMMANDLINE":

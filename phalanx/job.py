@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from . import archive, attached, environment, heartbeat, storage
+from .checkpoint.fence import Pass, put_fence
 from .cluster import Cluster
 from .contracts import Event, Launcher, Member
 from .data.channel import Channel
 from .errors import EXIT_SIGTERM, AlgorithmError, Interruption, PhalanxError, Stopped, UserError, nearest
+from .launch.fencing import FencingLauncher
 from .launch.interruptions import Watch
 from .launch.stopping import StopRequest, stopping_on_signals
 from .launch.supervise import Budget, Outcome, supervise
@@ -234,7 +236,7 @@ class _Run:
         spec = request.work.begin(spec, given, self._scratch, output, self._printed)
         with Watch(request.sources, lambda text: self._progress.status("Notices", storage.redact(text))) as watch:
             return supervise(
-                request.work.launcher(request.launcher),
+                self._launcher(given["checkpoints"]),
                 spec,
                 budget=Budget(job.max_restarts, None if spot is None else spot.max_restarts),
                 stop=self._stop,
@@ -246,6 +248,14 @@ class _Run:
                 watch=watch,
                 hang_timeout_s=job.hang_timeout_s,
             )
+
+    def _launcher(self, checkpoints: Mapping[str, Any] | None) -> Launcher:
+        """Return who starts the group; a fence lets each attempt shut those before it out, where the job has one."""
+        launcher = self._request.work.launcher(self._request.launcher)
+        if checkpoints is None or "fence" not in checkpoints:
+            return launcher
+        url, job, run = str(checkpoints["url"]), self._request.name, str(checkpoints["fence"])
+        return FencingLauncher(launcher, lambda attempt: put_fence(url, job, Pass(run, attempt)))
 
     def _shared(self) -> list[str]:
         """Return the paths of this machine that workers read and write: they are theirs too, or the job cannot run there."""

@@ -22,6 +22,7 @@ from .errors import UserError, nearest
 from .launch.attach import AttachLauncher
 from .launch.interruptions import InterruptionSource, source_of
 from .launch.local import LocalLauncher
+from .launch.prepared import PreparedLauncher
 from .scripts.kept import kept_url
 from .spot import Spot
 from .tracking.rules import rules_of
@@ -127,6 +128,8 @@ def worker_group(
         observations: what workers measure of themselves.
     """
     checkpoints = None if request.checkpoints is None else {**request.checkpoints, "begun": time.time()}
+    if checkpoints is not None and not isinstance(request.launcher, (LocalLauncher, PreparedLauncher)):
+        checkpoints["fence"] = secrets.token_hex(8)  # its workers may live on where nobody here can end them
     spec = WorkerSpec(
         workers=request.workers.most,
         least_workers=request.workers.least,

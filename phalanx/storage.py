@@ -410,6 +410,35 @@ def put_bytes(url: str, data: bytes | memoryview) -> None:
             fs.pipe_file(path, bytes(data))
 
 
+def put_new(url: str, data: bytes) -> bool:
+    """Put `data` where nothing is yet; return whether nothing was. Of several who try at once one succeeds.
+
+    Raises:
+        UserError: it may not be written there.
+        PlatformError: the storage does not take it, or does not answer in time.
+    """
+    with _translated(url):
+        if is_local(url):
+            target = local_path(url)
+            own = target.with_name(f".{target.name}.{secrets.token_hex(4)}.new")
+            _put_local(own, data)
+            try:
+                os.link(own, target)
+            except FileExistsError:
+                return False
+            finally:
+                own.unlink()
+            return True
+        fs, path = _filesystem(url)
+        if not getattr(fs, "async_impl", False):
+            fs.makedirs(fs._parent(path), exist_ok=True)
+        try:
+            fs.pipe_file(path, data, mode="create", **_patience(fs, _PATIENCE_S))
+        except FileExistsError:
+            return False
+        return True
+
+
 def sizes_below(url: str) -> dict[str, int]:
     """Return the sizes of all files below the folder `url`, hidden ones too, by relative path; empty where there is none."""
     if is_local(url):

@@ -40,7 +40,6 @@ class Machine:
     name: str
     ip: str
     namespace: str
-    process: subprocess.Popen[bytes]
 
     def processes(self) -> list[psutil.Process]:
         """Return all processes in its network namespace."""
@@ -97,8 +96,10 @@ class Machines:
         hide = "".join(f"mount -t tmpfs tmpfs '{folder}'; " for folder in (*self.hidden, "/tmp/ray"))
         start = f"exec {_ray()} start --address={self.address} --node-ip-address={ip} --node-name=machine-{number} "
         start += f"--num-cpus={cpus} --object-store-memory={100 << 20} --block"
-        process = _start(["ip", "netns", "exec", space, "sh", "-c", f"{hide}cd /; {start}"])
-        machine = Machine(f"machine-{number}", ip, space, process)
+        # left to itself: it may outlive the test that adds it
+        process = _start(["setsid", "--fork", "ip", "netns", "exec", space, "sh", "-c", f"{hide}cd /; {start}"])
+        process.wait()
+        machine = Machine(f"machine-{number}", ip, space)
         self.nodes.append(machine)
         return machine
 
@@ -112,8 +113,9 @@ class Machines:
     def close(self) -> None:
         """End everything."""
         for machine in self.nodes:
-            machine.kill()
-            machine.process.wait()
+            while machine.processes():
+                machine.kill()
+                time.sleep(0.05)
         if self.head is not None:
             for process in [*psutil.Process(self.head.pid).children(recursive=True), psutil.Process(self.head.pid)]:
                 with contextlib.suppress(psutil.Error):

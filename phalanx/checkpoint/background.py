@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import final
 
 from ..errors import PhalanxError, PlatformError, UserError
+from .fence import Pass, commit
 from .manifest import (
     DamagedError,
     FileRecord,
@@ -47,6 +48,7 @@ class SaveJob:
     parts: tuple[str, ...]
     metrics: Mapping[str, float | None]
     commit_timeout_s: float  # that rank 0 waits for the records of the others
+    fence: Pass | None = None  # of jobs whose workers may outlive their attempt
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +145,11 @@ def write(place: Place, job: SaveJob, cancelled: threading.Event) -> None:
         _give_up(place, job, error)
         raise
     # from here on nothing is cleaned up: a put that fails may yet have arrived
-    place.put(manifest_name(job.step), write_manifest(_manifest(job, records)))
+    manifest = _manifest(job, records)
+    if job.fence is None:
+        place.put(manifest_name(job.step), write_manifest(manifest))
+    else:
+        commit(place, manifest, job.fence)
 
 
 def _put_files(place: Place, job: SaveJob) -> RankRecord:

@@ -1,4 +1,4 @@
-"""Where checkpoints are kept, as the store sees it: five calls, so that a place that fails can stand in for it."""
+"""Where checkpoints are kept, as the store sees it: six calls, so that a place that fails can stand in for it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class Place(Protocol):
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         """Write a file. Readers see what was there before or all of `data`; what fails half way may leave anything."""
+        ...
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        """Write a file that is not there yet, whole; return whether it was not there."""
         ...
 
     def sizes(self, folder: str = "") -> dict[str, int]:
@@ -52,6 +56,9 @@ class StoragePlace:
 
     def put(self, name: str, data: bytes | memoryview) -> None:
         storage.put_bytes(storage.join(self._url, name), data)
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        return storage.put_new(storage.join(self._url, name), data)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         if not folder:

@@ -30,6 +30,7 @@ from ..errors import AlgorithmError
 from ..parallel.collective import together
 from . import reading, restoring
 from .background import BackgroundSave, SaveJob, SaveReport
+from .fence import Pass
 from .patience import settle
 from .place import Place, StoragePlace
 from .policy import Retention
@@ -54,6 +55,7 @@ class CheckpointStore:
         keep: what stays after every commit; None: everything.
         commit_timeout_s: how long rank 0's writer waits for what the other ranks write.
         place: instead of the one at `url`, for tests.
+        fence: the run whose fence lets this attempt commit; None: there is none.
 
     Attributes:
         restored: what the last `restore` did: step, and what it passed over and why.
@@ -69,12 +71,14 @@ class CheckpointStore:
         keep: Retention | None = None,
         commit_timeout_s: float = 600.0,
         place: Place | None = None,
+        fence: str | None = None,
     ) -> None:
         self.restored = Restored(0)
         self._place: Place = StoragePlace(url) if place is None else place
         self._world = world
         self._job_id = job_id
         self._attempt = attempt
+        self._fence = None if fence is None else Pass(fence, attempt)
         self._keep = keep
         self._commit_timeout_s = commit_timeout_s
         self._nonce = world.broadcast(secrets.token_hex(4))
@@ -112,6 +116,7 @@ class CheckpointStore:
             parts=tuple(parts),
             metrics={name: _finite(value) for name, value in (metrics or {}).items()},
             commit_timeout_s=self._commit_timeout_s,
+            fence=self._fence,
         )
         self._saves += 1
         is_pruning = self._keep is not None and self._world.rank == 0

@@ -38,6 +38,13 @@ class MemoryPlace:
         with self._lock:
             self.files[name] = bytes(data)
 
+    def put_new(self, name: str, data: bytes) -> bool:
+        with self._lock:
+            is_new = name not in self.files
+            if is_new:
+                self.files[name] = data
+            return is_new
+
     def sizes(self, folder: str = "") -> dict[str, int]:
         with self._lock:
             below = f"{folder}/" if folder else ""
@@ -101,6 +108,9 @@ class FaultyPlace:
     def put(self, name: str, data: bytes | memoryview) -> None:
         half = bytes(data[: len(data) // 2])
         self._do(lambda: self._inner.put(name, data), lambda: self._inner.put(name, half))
+
+    def put_new(self, name: str, data: bytes) -> bool:
+        return self._do(lambda: self._inner.put_new(name, data), lambda: None)
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         return self._do(lambda: self._inner.sizes(folder), lambda: None)

@@ -17,8 +17,8 @@ class Saver:
     """The checkpoints of one attempt of a job. Making one is Collective.
 
     Args:
-        given: what the job says of its checkpoints: url, job, every ("100", "60s", "auto"), keep (fields of `Retention`), and
-            when the job began (seconds since the epoch).
+        given: what the job says of its checkpoints: url, job, every ("100", "60s", "auto"), keep (fields of `Retention`),
+            when the job began (seconds since the epoch), and the run whose fence it minds, where there is one.
         world: the ranks.
         attempt: 0, then one more for every restart.
         send: takes an event to the supervisor.
@@ -28,7 +28,12 @@ class Saver:
         self, given: Mapping[str, Json], *, world: Collective, attempt: int, send: Callable[[Mapping[str, Json]], None]
     ) -> None:
         self._store = CheckpointStore(
-            str(given["url"]), world=world, job_id=str(given["job"]), attempt=attempt, keep=Retention(**given["keep"])
+            str(given["url"]),
+            world=world,
+            job_id=str(given["job"]),
+            attempt=attempt,
+            keep=Retention(**given["keep"]),
+            fence=given.get("fence"),
         )
         self.schedule = Schedule(
             parse_when(given["every"]),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, final
 
 from .. import storage
+from ..cluster import Cluster
 from ..contracts import Json
 from ..errors import AlgorithmError, PhalanxError
 from ..job import TrainingJob
@@ -21,6 +22,7 @@ from .declared import Objective
 from .ranges import Values
 from .stopping import Curve, Rule
 
+_WAITS_S = 7 * 86400.0
 Status = Literal["InProgress", "Completed", "Stopped", "Failed"]
 
 
@@ -188,7 +190,17 @@ def job_of(template: TrainingJob, trial: Trial, *, static: Mapping[str, Any], fo
         threads_per_worker=threads,
         checkpoints=None if template.checkpoints is None else storage.join(template.checkpoints, trial.job),
         resume=resumes,
+        cluster=_patient(template),
     )
+
+
+def _patient(template: TrainingJob) -> Cluster | None:
+    """Return where trials run: one that waits for room waits for other trials, which is no failure."""
+    if template.launcher != "ray":
+        return None
+    given = template.cluster or Cluster()
+    there = given if isinstance(given, Cluster) else Cluster(**given)
+    return replace(there, start_timeout_s=max(there.start_timeout_s, _WAITS_S))
 
 
 def clear(place: str) -> None:

@@ -348,6 +348,8 @@ def _room(job: TrainingJob, wanted: int, memory_gb: float | None, deterministic:
     """Return trials at once, threads of each worker, and why."""
     if not isinstance(job.launcher, str):
         return wanted, job.threads_per_worker or 1, f"{wanted} at once, on workers of the launcher given"
+    if job.launcher == "ray":
+        return wanted, job.threads_per_worker or 1, f"{wanted} at once, as far as the Ray cluster has room for them"
     cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
     workers = count_of("workers", job.workers).most
     least = workers * (job.threads_per_worker or 1)

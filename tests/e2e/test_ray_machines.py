@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default"), pytest.ma
 
 _STEPS = 1500
 _SCRIPT = """
+import os
 import pathlib
 import helper
 import phalanx
@@ -32,7 +33,7 @@ import phalanx
 session = phalanx.session()
 here = pathlib.Path(session.checkpoints) / f"rank-{session.world.rank}.txt"
 here.write_text(helper.WORD)
-rows = sum(len(path.read_text().splitlines()) for path in sorted(pathlib.Path(session.channel_dirs["train"]).iterdir()))
+rows = sum(len(path.read_text().splitlines()) for path in sorted(pathlib.Path(os.environ["SM_CHANNEL_TRAIN"]).iterdir()))
 session.report(1, {"rows": float(rows), "world": float(session.world.size)})
 print("hello from", session.world.rank)
 if session.world.rank == 0:
