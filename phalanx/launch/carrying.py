@@ -10,15 +10,17 @@ import contextlib
 import io
 import os
 import shutil
+import subprocess
 import tarfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, final
 
 from ..errors import PlatformError, UserError
 
 MOST_BYTES = 512 << 20  # of what goes out: code, not data
+MOST_AT_ONCE = 64 << 20  # of what comes back while the job runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Parcel:
 
 
 def pack(folder: Path, *, leave_out: Sequence[str] = ()) -> Parcel:
-    """Pack a folder whole.
+    """Pack a folder; links to what git ignores where it lies stay behind.
 
     Args:
         folder: what to pack.
@@ -42,8 +44,11 @@ def pack(folder: Path, *, leave_out: Sequence[str] = ()) -> Parcel:
     """
     out = io.BytesIO()
     files = size = 0
+    ignored = _ignored([path for path in folder.rglob("*") if path.is_symlink()])
     with tarfile.open(fileobj=out, mode="w", dereference=True) as tar:
         for path in _below(folder, leave_out):
+            if any(path == link or link in path.parents for link in ignored):
+                continue
             if path.is_file():
                 files, size = files + 1, size + path.stat().st_size
                 if size > MOST_BYTES:
@@ -78,6 +83,71 @@ def pack_results(folder: Path, names: Iterable[str], target: BinaryIO) -> int:
                     files += path.is_file()
                     tar.add(path, arcname=path.relative_to(folder).as_posix(), recursive=False)
     return files
+
+
+@final
+class Mirror:
+    """What changes in some folders of this machine, to be done to their likes on another.
+
+    Args:
+        folder: they are below.
+        names: of the folders.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder = folder
+        self._names = names
+        self._seen = self._marks()
+
+    def changes(self) -> list[tuple[str, bytes]]:
+        """Return files that are new or changed since the last call, by relative names; of many, a part, and the rest later.
+
+        One that is being written comes again when it has changed again.
+        """
+        found: list[tuple[str, bytes]] = []
+        size = 0
+        for name, mark in self._marks().items():
+            if self._seen.get(name) == mark or (found and size + mark[0] > MOST_AT_ONCE):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                found.append((name, (self._folder / name).read_bytes()))
+                size += mark[0]
+                self._seen[name] = mark
+        return found
+
+    def _marks(self) -> dict[str, tuple[int, int]]:
+        marks = {}
+        for name in self._names:
+            for path in sorted(self._folder.joinpath(name).rglob("*")):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.is_file():
+                        about = path.stat()
+                        marks[path.relative_to(self._folder).as_posix()] = (about.st_size, about.st_mtime_ns)
+        return marks
+
+
+def put_mirrored(folder: Path, changes: Iterable[tuple[str, bytes]]) -> None:
+    """Write what a `Mirror` saw change below a folder here; readers see the old file or the whole new one."""
+    for name, data in changes:
+        target = folder / name
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise PlatformError(f"a node sent a file with the name {name}, which leads out of the job's folder")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".{target.name}.partial")
+        partial.write_bytes(data)
+        partial.replace(target)
+
+
+def _ignored(links: Sequence[Path]) -> set[Path]:
+    """Return the links to files and folders that git ignores; none where there is no git."""
+    found: set[Path] = set()
+    for link in links:
+        target = link.resolve()
+        with contextlib.suppress(OSError):
+            asked = ["git", "-C", str(target.parent), "check-ignore", "-q", str(target)]
+            if subprocess.run(asked, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0:
+                found.add(link)
+    return found
 
 
 def remove(folder: Path) -> None:

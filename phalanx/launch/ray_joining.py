@@ -58,10 +58,9 @@ def join(address: str | None, cpus: float, tell: Callable[[str], None] = say) ->
     """
     with _lock:
         if ray.is_initialized():
-            if address not in (None, "auto", _joined.address) and _joined.address is not None:
-                raise UserError(
-                    f"this process has joined the Ray cluster at {_joined.address}: {address} needs a process of its own"
-                )
+            here = _joined.address or ray.get_runtime_context().gcs_address
+            if address not in (None, "auto", here) and not str(address).startswith("ray://"):
+                raise UserError(f"this process has joined the Ray cluster at {here}: {address} needs a process of its own")
             return _joined.fixed
         wanted = address or environment.get("RAY_ADDRESS")
         there = ray_keeper.kept()

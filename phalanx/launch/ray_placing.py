@@ -54,10 +54,10 @@ def find_room(spec: WorkerSpec, cluster: Cluster, *, fixed: bool, avoid: Collect
     for count in counts:
         group = _Asked(count, each, bundle, cluster, avoid)
         last = count == counts[-1]
-        if fixed and not group.can_fit():
+        if (fixed or count != counts[0]) and not group.can_fit():
             if not last:
                 continue
-            if spec.attempt == 0:
+            if fixed and spec.attempt == 0:
                 raise UserError(f"the Ray cluster cannot hold {group}: {described()}; give it nodes, or ask for less")
         patience_s = _PROBE_SECONDS if count != counts[0] else cluster.fewer_after_s
         if last:

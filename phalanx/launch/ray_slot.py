@@ -30,6 +30,7 @@ _LEASE_CHECK_SECONDS = 1.0
 _SLICE_SECONDS = 0.05  # how long a stop may wait for a slot that listens to its worker
 _LOG_BYTES = 1 << 22
 _CHUNK = 16 << 20
+_MIRROR_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +83,8 @@ class Slot:
         self._log: BinaryIO | None = None
         self._received: Path | None = None
         self._results: BinaryIO | None = None
+        self._mirror: carrying.Mirror | None = None
+        self._mirror_at = 0.0
         self._asked_at = time.monotonic()
         self._started = False
         self._own = environment.snapshot()
@@ -104,8 +107,13 @@ class Slot:
             node, socket.gethostname() if name == ip else name, ip, Path(marker).is_dir(), hidden, platform.python_version()
         )
 
-    def receive(self, parcel: bytes, folder: str) -> None:
+    def receive(self, parcel: bytes, folder: str, mirrored: Sequence[str]) -> None:
         """Unpack the supervisor's folder where it is there, too.
+
+        Args:
+            parcel: the folder, packed.
+            folder: where.
+            mirrored: names below it; what changes in these is told by `poll`.
 
         Raises:
             PlatformError: it cannot be made here.
@@ -118,6 +126,7 @@ class Slot:
                 "that can be made on all nodes"
             ) from None
         self._received = Path(folder)
+        self._mirror = carrying.Mirror(self._received, mirrored) if mirrored else None
 
     def listen(self, address: str, backlog: int) -> int:
         """Listen for the group's store; return the port."""
@@ -171,8 +180,8 @@ class Slot:
             environment={**given.extra, **(spec.environment or {})},
         )
 
-    def poll(self, timeout_s: float) -> tuple[list[Event | Exit], bytes]:
-        """Return what happened and what was logged, waiting at most `timeout_s` for either."""
+    def poll(self, timeout_s: float) -> tuple[list[Event | Exit], bytes, list[tuple[str, bytes]]]:
+        """Return what happened, what was logged and which files changed, waiting at most `timeout_s` for the first two."""
         deadline = time.monotonic() + timeout_s
         while True:
             self._asked_at = time.monotonic()
@@ -181,8 +190,15 @@ class Slot:
                 last = any(isinstance(h, Exit) for h in happened)
                 text = b"" if self._log is None else self._log.read() if last else self._log.read(_LOG_BYTES)
             if happened or text or time.monotonic() >= deadline:
-                return happened, text
+                return happened, text, self._changed()
             time.sleep(0)  # a stop may want the lock
+
+    def _changed(self) -> list[tuple[str, bytes]]:
+        """Return what changed in the mirrored folders, every few seconds."""
+        if self._mirror is None or time.monotonic() < self._mirror_at:
+            return []
+        self._mirror_at = time.monotonic() + _MIRROR_SECONDS
+        return self._mirror.changes()
 
     def stop(self, grace_s: float) -> None:
         """Pass a stop on."""

@@ -142,8 +142,10 @@ class RayWorkers:
             if not site.sees:
                 self._leaders.setdefault(self._machines[rank], rank)
         data = ray.put(parcel.data)
+        mirrored = [name for name in spec.brings if "{attempt}" not in name]  # what outlives an attempt
         ray.get(
-            [self._slots[rank].receive.remote(data, str(scratch)) for rank in self._leaders.values()], timeout=_START_SECONDS
+            [self._slots[rank].receive.remote(data, str(scratch), mirrored) for rank in self._leaders.values()],
+            timeout=_START_SECONDS,
         )
         if parcel.files:
             self._note(f"{parcel.files} files ({parcel.size:,} bytes) of the job went to {len(self._leaders)} nodes")
@@ -217,10 +219,12 @@ class RayWorkers:
     def _take(self, answer: Any) -> list[Event | Exit]:
         rank = self._asked.pop(answer)
         try:
-            happened, text = ray.get(answer)
+            happened, text, changes = ray.get(answer)
         except RayError as error:  # the actor's process, its raylet or its node is gone
             return self._lose(rank, error)
         self._logs[rank].write(text)
+        if changes and self._spec is not None and self._spec.scratch is not None:
+            carrying.put_mirrored(self._spec.scratch, changes)
         if not any(isinstance(h, Exit) for h in happened):
             self._ask(rank)
         else:

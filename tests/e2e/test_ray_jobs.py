@@ -15,7 +15,7 @@ ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
 
-from phalanx import Cluster, TrainingJob, UserError  # noqa: E402
+from phalanx import Cluster, Integer, PlatformError, TrainingJob, Tuner, UserError  # noqa: E402
 from phalanx.contracts import WorkerSpec  # noqa: E402
 from phalanx.launch.ray import RayLauncher, RayWorkers  # noqa: E402
 
@@ -106,3 +106,110 @@ def test_a_script_runs_on_every_node(cluster: None, tmp_path: Path) -> None:
     assert result.status == "Completed"
     assert result.metrics["world"] == 2.0
     assert result.artifact is not None
+
+
+def test_an_elastic_job_takes_the_room_there_is(cluster: None, rows: str, tmp_path: Path) -> None:
+    given = Cluster(fewer_after_s=1.0)
+    result = kmeans(rows, tmp_path, "elastic", workers="2:9", threads_per_worker=1, launcher="ray", cluster=given).run(
+        progress=False
+    )
+    assert result.status == "Completed"
+    assert len(json.loads((tmp_path / "elastic" / "status.json").read_text())["workers"]) == 4
+    job = json.loads((tmp_path / "elastic" / "job.json").read_text())
+    assert (job["workers"], job["cluster"]["fewer_after_s"]) == ("2:9", 1.0)
+
+
+def test_workers_of_a_node_are_together(cluster: None, rows: str, tmp_path: Path) -> None:
+    given = Cluster(nodes=2, workers_per_node=2)
+    result = kmeans(rows, tmp_path, "nodes", workers=4, threads_per_worker=1, launcher="ray", cluster=given).run(progress=False)
+    assert result.status == "Completed"
+    assert len(json.loads((tmp_path / "nodes" / "status.json").read_text())["workers"]) == 4
+
+
+def test_without_room_it_is_said_what_there_is(cluster: None, rows: str, tmp_path: Path) -> None:
+    given = Cluster(start_timeout_s=1.0, resources={"tpu": 1})
+    with pytest.raises(PlatformError, match=r"no room for 2 workers with CPU 1, tpu 1 each .* it has 2 nodes: .*CPU 2"):
+        kmeans(rows, tmp_path, "room", launcher="ray", threads_per_worker=1, cluster=given).run(progress=False)
+
+
+_SECRET_SCRIPT = """
+import os, pathlib
+import phalanx
+
+session = phalanx.session()
+lines = [path.read_bytes() for path in pathlib.Path("/proc").glob("[0-9]*/cmdline")]
+word = os.environ["MY_TOKEN"].encode()
+session.report(1, {"known": float(len(word)), "seen": float(sum(word in line for line in lines))})
+"""
+
+
+def test_secrets_are_in_no_record_no_log_and_no_command_line(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token, key = "tok-5af1c9d2e7", "key-99b8aa7766"
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", key)
+    (tmp_path / "code").mkdir()
+    script = tmp_path / "code" / "train.py"
+    script.write_text(_SECRET_SCRIPT)
+    result = TrainingJob(
+        script=str(script),
+        environment={"MY_TOKEN": token},
+        workers=2,
+        threads_per_worker=1,
+        output=str(tmp_path / "runs"),
+        name="secret",
+        launcher="ray",
+    ).run(progress=False)
+    assert result.metrics == {"known": float(len(token)), "seen": 0.0}
+    logs = Path(ray._private.worker.global_worker.node.get_logs_dir_path())
+    for path in [*(tmp_path / "runs").rglob("*"), *logs.rglob("*")]:
+        if path.is_file():
+            data = path.read_bytes()
+            assert token.encode() not in data, path
+            assert key.encode() not in data, path
+
+
+_SHIPPED = """
+import os
+import phalanx
+import travelled
+
+session = phalanx.session()
+session.report(1, {"answer": float(travelled.ANSWER), "beside": float(os.path.exists(os.environ["BESIDE"]))})
+"""
+
+
+def test_packages_are_shipped_without_what_git_ignores(
+    cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    package = tmp_path / "lib" / "travelled"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("ANSWER = 42\n")
+    (package / ".gitignore").write_text("*.log\n")
+    (package / "huge.log").write_bytes(b"x" * 100_000)
+    (tmp_path / "code").mkdir()
+    script = tmp_path / "code" / "train.py"
+    script.write_text(_SHIPPED)
+    result = TrainingJob(
+        script=str(script),
+        environment={"BESIDE": str(package)},
+        threads_per_worker=1,
+        output=str(tmp_path / "runs"),
+        name="shipped",
+        launcher="ray",
+        cluster=Cluster(ship=[str(package)]),
+    ).run(progress=False)
+    assert result.metrics["answer"] == 42.0
+    assert "ships travelled: 2 files, 18 bytes" in capfd.readouterr().err
+
+
+def test_trials_of_a_sweep_are_placed_by_the_cluster(cluster: None, rows: str, tmp_path: Path) -> None:
+    job = kmeans(rows, tmp_path, "unused", workers=1, threads_per_worker=1, launcher="ray")
+    job.name = None
+    best = Tuner(
+        job, ranges={"k": Integer(2, 4)}, objective="train:msd", direction="minimize", strategy="grid", max_parallel_jobs=3,
+        early_stopping="off", output=str(tmp_path / "sweeps"), name="sweep",
+    ).run(progress=False)  # fmt: skip
+    assert best.hyperparameters["k"] == 4
+    sweep = json.loads((tmp_path / "sweeps" / "sweep" / "sweep.json").read_text())
+    assert [trial["status"] for trial in sweep["trials"]] == ["Completed"] * 3
