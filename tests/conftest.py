@@ -17,7 +17,8 @@ _SERVER = "phalanx.launch.forkserver"  # the warm server outlives a job on purpo
 
 
 def _threads() -> set[threading.Thread]:
-    return {thread for thread in threading.enumerate() if thread.is_alive()}
+    """Return what runs; threads that a library started without Python, and which once called it, are the library's."""
+    return {t for t in threading.enumerate() if t.is_alive() and not isinstance(t, threading._DummyThread)}
 
 
 def _is_server(process: psutil.Process) -> bool:
