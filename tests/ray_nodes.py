@@ -122,6 +122,7 @@ class Machines:
                     process.kill()
             self.head.wait()
         for machine in self.nodes:
+            _run("ip", "link", "del", f"{machine.namespace}h")
             _run("ip", "netns", "del", machine.namespace)
         _run("ip", "link", "del", self.tag)
 
