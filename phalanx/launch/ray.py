@@ -108,7 +108,7 @@ class RayLauncher:
             room.give_back()
             raise
         direct = not ray.util.client.ray.is_connected()
-        return Group(room, slots, direct=direct, ships=bool(self._shipped))
+        return Group(room, slots, direct=direct, ships=bool(self._shipped), start_timeout_s=self._cluster.start_timeout_s)
 
     def _note_lost(self, node: str) -> None:
         self._lost[node] = time.monotonic()

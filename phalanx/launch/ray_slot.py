@@ -86,7 +86,7 @@ class Slot:
         self._mirror: carrying.Mirror | None = None
         self._mirror_at = 0.0
         self._asked_at = time.monotonic()
-        self._started = False
+        self._started = self._over = False
         self._own = environment.snapshot()
         threading.Thread(target=self._watch, name="phalanx-lease", daemon=True).start()
 
@@ -188,6 +188,7 @@ class Slot:
             with self._lock:
                 happened = [] if self._workers is None else list(self._workers.poll(_SLICE_SECONDS))
                 last = any(isinstance(h, Exit) for h in happened)
+                self._over = self._over or last
                 text = b"" if self._log is None else self._log.read() if last else self._log.read(_LOG_BYTES)
             if happened or text or time.monotonic() >= deadline:
                 return happened, text, self._changed()
@@ -253,7 +254,7 @@ class Slot:
 
     def _watch(self) -> None:
         """End a worker whose supervisor is gone or cut off: it must not go on beside the one that takes its place."""
-        while time.monotonic() - self._asked_at < LEASE_SECONDS or not self._started:
+        while time.monotonic() - self._asked_at < LEASE_SECONDS or not self._started or self._over:
             time.sleep(_LEASE_CHECK_SECONDS)
         self.close()
         os._exit(1)

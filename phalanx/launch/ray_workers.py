@@ -25,7 +25,8 @@ from .local import LOOPBACK
 from .ray_placing import Room
 from .ray_slot import ASK_SECONDS, Site, Start
 
-_START_SECONDS = 60.0  # for an actor's process, and for its worker
+_START_SECONDS = 120.0  # for an actor's answer where modules are loaded or files are written meanwhile
+_PIECE_SECONDS = 30.0
 _SILENT_SECONDS = 10.0  # an answer takes 2 s at most: a slot that gives none is lost
 _SILENT_KILLED_SECONDS = 4.0  # the same of a group that is being killed
 _SLACK_SECONDS = 1.0  # of one look: after a longer pause it was this process that did not run
@@ -42,6 +43,7 @@ class Group:
     slots: Sequence[Any]
     direct: bool  # this process reaches the nodes' own ports
     ships: bool  # the nodes got folders of this machine
+    start_timeout_s: float  # for actors' processes, what Ray installs for them included
 
 
 @final
@@ -86,7 +88,7 @@ class RayWorkers:
         spec = self._spec = replace(spec, workers=len(self._slots))
         marker = spec.log_folder if spec.scratch is None else spec.scratch
         calls = [slot.site.remote(str(marker.absolute()), list(spec.shared)) for slot in self._slots]
-        self._sites = ray.get(calls, timeout=_START_SECONDS)
+        self._sites = ray.get(calls, timeout=max(_START_SECONDS, self._group.start_timeout_s))
         far = self._check_sites(spec)
         self._machines = [site.node if not site.sees else site.ip for site in self._sites]
         if far:
@@ -227,9 +229,12 @@ class RayWorkers:
             carrying.put_mirrored(self._spec.scratch, changes)
         if not any(isinstance(h, Exit) for h in happened):
             self._ask(rank)
-        else:
-            self._ended.add(rank)
+            return list(happened)
+        self._ended.add(rank)
+        try:
             self._bring_back(rank)
+        except (RayError, TimeoutError) as error:
+            return [*(h for h in happened if isinstance(h, Event)), *self._lose(rank, error)]
         return list(happened)
 
     def _silent(self, waited_s: float) -> list[Event | Exit]:
@@ -243,7 +248,7 @@ class RayWorkers:
                 found += self._lose(rank, None)
         return found
 
-    def _lose(self, rank: int, error: RayError | None) -> list[Event | Exit]:
+    def _lose(self, rank: int, error: Exception | None) -> list[Event | Exit]:
         """Return what a lost slot means: its node was lost, or only its process."""
         self._gone.add(rank)
         site, now = self._sites[rank], time.time()
@@ -282,21 +287,16 @@ class RayWorkers:
         if leader is None or spec is None or spec.scratch is None or not there <= self._ended or leader in self._gone:
             return
         slot, names = self._slots[leader], [name.format(attempt=spec.attempt) for name in spec.brings]
-        try:
-            size = ray.get(slot.results.remote(names), timeout=_START_SECONDS)
-            with tempfile.TemporaryFile() as packed:
-                while packed.tell() < size:
-                    packed.write(ray.get(slot.piece.remote(packed.tell()), timeout=_START_SECONDS))
-                packed.seek(0)
-                if size:
-                    carrying.unpack(packed, spec.scratch)
-        except (RayError, TimeoutError) as error:
-            raise PlatformError(
-                f"what worker {rank} left on {self._sites[rank].name} could not be brought here: {error}"
-            ) from error
+        size = ray.get(slot.results.remote(names), timeout=_START_SECONDS)
+        with tempfile.TemporaryFile() as packed:
+            while packed.tell() < size:
+                packed.write(ray.get(slot.piece.remote(packed.tell()), timeout=_PIECE_SECONDS))
+            packed.seek(0)
+            if size:
+                carrying.unpack(packed, spec.scratch)
 
 
-def _first_words(error: RayError) -> str:
+def _first_words(error: Exception) -> str:
     """Return what Ray says of an actor's death, without its advice."""
     lines = str(error).strip().splitlines()
     told = lines[-1] if lines else type(error).__name__
