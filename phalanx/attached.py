@@ -75,7 +75,7 @@ class Leading:
         self._launcher = launcher
         self._stop = stop
         turn = turn_of(self._group)
-        self.job = _fitted(job, self._group, launcher, job.name or _name(job, self._group, turn))
+        self.job = replace(job, name=job.name or _name(job, self._group, turn))
         self.result: JobResult | None = None
         self._meeting = Meeting(self._group, turn, {"name": self.job.name})
         self._gathered = False
@@ -110,6 +110,7 @@ class Leading:
             Stopped: somebody asked for it meanwhile.
         """
         with stopping_on_signals(self._stop):
+            self.job = _fitted(self.job, self._group, self._launcher, self.job.name)
             request = validated(self.job)
             self._gathered = True  # or given up: nobody is waited for again
             self._meeting.gather(self._launcher.timeout_s, self._stop.requested)
@@ -203,11 +204,11 @@ def take_part(job: TrainingJob, launcher: AttachLauncher, stop: StopRequest) -> 
         if found is None:
             raise Stopped(stop.reason or "the job was asked to stop", stop.exit_code)
         connection, welcome = found
-        job = _fitted(job, group, launcher, job.name or str(welcome["name"]))
         request: Request | None = None
         try:
+            given, job = job, _fitted(job, group, launcher, job.name or str(welcome["name"]))
             request = validated(job)
-            hello: dict[str, Json] = {"marks": _marks(job, request)}
+            hello: dict[str, Json] = {"marks": _marks(given, request)}
         except PhalanxError as error:
             hello = {"error": _record(error)}
         connection.send({"do": "hello", **machine(), **hello})
@@ -271,13 +272,13 @@ def _record(error: BaseException) -> dict[str, Any]:
     return {**record, **shown, "exit_code": code}
 
 
-def _fitted(job: TrainingJob, group: Group, launcher: AttachLauncher, name: str) -> TrainingJob:
+def _fitted(job: TrainingJob, group: Group, launcher: AttachLauncher, name: str | None) -> TrainingJob:
     """Return the job with what the group decides.
 
     Raises:
         UserError: another number of workers was asked for.
     """
-    if job.workers not in (1, group.size):
+    if str(job.workers) not in ("1", str(group.size)):
         raise UserError(
             f"workers={job.workers} were asked for, and the group that {group.starter} started has {group.size}: leave workers "
             "out"

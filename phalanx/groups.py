@@ -59,7 +59,7 @@ class Group:
 
     def meeting_port(self, what: str) -> int:
         """Return a port for a meeting of the group: the same on all ranks, and most likely another for other groups."""
-        return FIRST_PORT + zlib.crc32(f"{what} {self.starter} {self.run} {self.address} {self.port}".encode()) % PORTS
+        return FIRST_PORT + zlib.crc32(f"{what} {self.starter} {self.run} {self.port}".encode()) % PORTS
 
 
 def group_of(environment: Mapping[str, str], resources: Path = _RESOURCES) -> Group | None:
