@@ -346,6 +346,10 @@ def _jobs(strategy: Strategy, space: Mapping[str, Range], max_jobs: int | None) 
 
 def _room(job: TrainingJob, wanted: int, memory_gb: float | None, deterministic: bool) -> tuple[int, int, str]:
     """Return trials at once, threads of each worker, and why."""
+    if job.launcher == "attach":
+        raise UserError(
+            "a sweep starts the workers of its trials itself: launcher 'attach' is for single jobs; give local or ray"
+        )
     if not isinstance(job.launcher, str):
         return wanted, job.threads_per_worker or 1, f"{wanted} at once, on workers of the launcher given"
     if job.launcher == "ray":
