@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -136,6 +137,16 @@ class TrackedJob:
     def log(self, rank: int = 0, start: int = 0) -> bytes:
         """Return what a rank has written, from byte `start` on."""
         return _bytes(storage.join(self.url, "logs", f"rank-{rank}.log"), start)
+
+    def log_end(self, rank: int, most: int) -> tuple[bytes, bool]:
+        """Return the last `most` bytes of what a rank has written, and whether there is more before them."""
+        try:
+            with storage.open_reader(storage.join(self.url, "logs", f"rank-{rank}.log")) as source:
+                start = max(0, source.seek(0, os.SEEK_END) - most)
+                source.seek(start)
+                return source.read(most), start > 0
+        except UserError:
+            return b"", False
 
     def ranks(self) -> list[int]:
         """Return the ranks whose logs are there."""

@@ -105,8 +105,8 @@ class _Pages:
 
     def log(self, url: str, rank: int) -> dict[str, Any]:
         """Return the end of a rank's log."""
-        data = self._of(url).log(rank)
-        return {"text": data[-_LOG_BYTES:].decode("utf-8", "replace"), "cut": len(data) > _LOG_BYTES}
+        data, cut = self._of(url).log_end(rank, _LOG_BYTES)
+        return {"text": data.decode("utf-8", "replace"), "cut": cut}
 
     def _of(self, url: str) -> TrackedJob:
         with self._lock:

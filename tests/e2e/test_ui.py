@@ -107,6 +107,13 @@ def test_one_job(server: Server, runs: Path) -> None:
     assert (code, log["text"]) == (200, f"first line\n{HOSTILE}\n")
 
 
+def test_the_end_of_a_long_log(server: Server, runs: Path) -> None:
+    (runs / "one" / "logs" / "rank-0.log").write_text("begin\n" + "x" * 300_000 + "\nend\n")
+    code, log = _get(server, f"/api/log?url={quote(str(runs / 'one'))}&rank=0")
+    assert (code, log["cut"], len(log["text"])) == (200, True, 200_000)
+    assert log["text"].endswith("\nend\n")
+
+
 def test_a_broken_job_does_not_break_the_page(server: Server, runs: Path) -> None:
     code, found = _get(server, f"/api/job?url={quote(str(runs / 'half'))}")
     assert code in (200, 404)
