@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _NOT_COMPARED = ("launcher", "workers", "name", "threads_per_worker")
 _FAREWELL_SECONDS = 60.0  # in which ranks that have not come yet can still learn what is wrong
+_ECHO_SECONDS = 5.0  # in which a starter passes on a signal that its processes may have got too
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9]+")
 
 
@@ -74,6 +75,7 @@ class Leading:
         self._given = job
         self._launcher = launcher
         self._stop = stop
+        stop.echo_s = _ECHO_SECONDS
         turn = turn_of(self._group)
         self.job = replace(job, name=job.name or _name(job, self._group, turn))
         self.result: JobResult | None = None
@@ -199,6 +201,7 @@ def take_part(job: TrainingJob, launcher: AttachLauncher, stop: StopRequest) -> 
         PlatformError: rank 0 cannot be found, or is lost.
     """
     group = launcher.group
+    stop.echo_s = _ECHO_SECONDS
     with stopping_on_signals(stop):
         found = join(group, turn_of(group), launcher.timeout_s, stop.requested)
         if found is None:

@@ -115,6 +115,7 @@ class Lead:
         self._places = _places(self.peers)
         self._is_local = len({peer.machine for peer in self.peers}) == 1
         self._prepared = False
+        self._asked: frozenset[int] = frozenset()
 
     @property
     def is_local(self) -> bool:
@@ -159,8 +160,11 @@ class Lead:
         finally:
             probe.unlink()
 
-    def asked(self, message: Message) -> None:
-        """Pass on that a rank was asked to stop."""
+    def asked(self, rank: int, message: Message) -> None:
+        """Pass on that a rank was asked to stop. The first word of a rank is no second request where another's came before."""
+        known, self._asked = rank in self._asked, self._asked | {rank}
+        if not known and self._stop.requested():
+            return
         self._stop.request(str(message.get("why")), int(message.get("code", 143)))
 
     def close(self) -> None:
@@ -210,7 +214,7 @@ class Lead:
                 if not isinstance(message, Log) and message.get("do") == what:
                     return message
                 if not isinstance(message, Log) and message.get("do") == "stop":
-                    self.asked(message)
+                    self.asked(peer.rank, message)
         raise PlatformError(f"{peer.name()} did not answer within {_START_SECONDS:g} s")
 
     def _heard(self, peer: Peer, timeout_s: float) -> Sequence[Message | Log]:
@@ -392,7 +396,7 @@ class AttachedWorkers:
             return
         what = message.get("do")
         if what == "stop":
-            self._lead.asked(message)
+            self._lead.asked(peer.rank, message)
         elif message.get("attempt") != self._attempt:
             return
         elif what == "event":

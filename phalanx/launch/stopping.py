@@ -20,10 +20,16 @@ class StopRequest:
     """Asks a running job to stop, from any thread or a signal handler; a second request does not wait for the workers.
 
     There is no lock in it: a handler may run while its own thread would hold one.
+
+    Attributes:
+        echo_s: seconds in which what follows a request is taken for the same one: a starter passes on what its processes have
+            got from the terminal or the scheduler already.
     """
 
     def __init__(self) -> None:
+        self.echo_s = 0.0
         self._requests: list[tuple[str, int]] = []
+        self._asked_at = 0.0
 
     @property
     def reason(self) -> str | None:
@@ -47,7 +53,10 @@ class StopRequest:
 
     def request(self, reason: str, exit_code: int) -> None:
         """Ask; the first reason stays."""
-        self._requests.append((reason, exit_code))
+        now = time.monotonic()
+        if not self._requests or now - self._asked_at >= self.echo_s:
+            self._asked_at = now
+            self._requests.append((reason, exit_code))
 
     def requested(self) -> bool:
         """Return whether somebody asked."""
