@@ -22,7 +22,7 @@ from .usage import Usage
 
 KIND = "alive"
 _IDLE = 0.2  # cores: a process that uses less while it is in one of the meeting places waits for its peers
-_LOOK_SECONDS = 0.05
+_LOOK_SECONDS = 0.1
 
 
 @final
