@@ -50,7 +50,7 @@ class TreeDepth:
     watches: ClassVar[str] = "trees are deeper than `depth`, and their leaves hold fewer than `rows_per_leaf` rows on average"
     sees: ClassVar[tuple[type, ...]] = (Trees,)
     depth: int = 4
-    rows_per_leaf: float = 2.0
+    rows_per_leaf: float = 6.0
 
     def see(self, seen: Trees) -> str | None:
         """See `Rule`."""
