@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -166,7 +167,7 @@ def _print_logs(job: TrackedJob, ranks: list[int], offsets: dict[int, int], *, l
         offsets[rank] = offsets.get(rank, 0) + len(whole)
         for line in whole.decode("utf-8", "replace").splitlines():
             if as_json:
-                print_json({"rank": rank, "line": line})
+                typer.echo(json.dumps({"rank": rank, "line": line}))  # one a line, for who follows
             else:
                 typer.echo(line if len(ranks) == 1 else f"[{rank}] {line}")
     sys.stdout.flush()
