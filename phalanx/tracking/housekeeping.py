@@ -11,6 +11,7 @@ from typing import Self, final
 from .. import storage
 from ..errors import PhalanxError
 from . import stop_file
+from .outside import Outside
 from .record import SYNC_SECONDS, JobRecord
 
 _POLL_SECONDS = 0.1
@@ -69,6 +70,7 @@ class Housekeeping:
         self._keep = keep
         self._begun = time.time()
         self._look_every = STOP_SECONDS if storage.is_local(record.url) else SYNC_SECONDS
+        self._outside = Outside(record)
         self._tail = LogTail(record.logs, show)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="phalanx-housekeeping", daemon=True)
@@ -92,6 +94,7 @@ class Housekeeping:
                 look = None if self._asked() else time.monotonic() + self._look_every
             if time.monotonic() >= refresh:
                 self._record.refresh()
+                self._outside.look()
                 refresh = time.monotonic() + _REFRESH_SECONDS
             if time.monotonic() >= due:
                 try:

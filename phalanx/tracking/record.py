@@ -64,6 +64,7 @@ class JobRecord:
         self._metrics_file: TextIO = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._sent: dict[Path, tuple[int, int]] = {}
         self._lock = threading.Lock()
+        self._tell: set[int] = set()  # ranks that say what they use
         self._status: dict[str, Any] = {
             "name": name,
             "algorithm": algorithm,
@@ -160,8 +161,15 @@ class JobRecord:
         """Add a metric that a worker printed; `step` counts the values of this metric. May be called from another thread."""
         self._write_metrics(step, when, {name: value})
 
-    def used(self, rank: int, when: float, used: Mapping[str, float | None]) -> None:
-        """Add a line to resources.jsonl: what a rank used of its machine since its last one."""
+    def silent_workers(self) -> list[tuple[int, str, str]]:
+        """Return rank, host and process of the workers that have not told what they use."""
+        with self._lock:
+            return [(w["rank"], w["host"], str(w["pid"])) for w in self._status["workers"] if w["rank"] not in self._tell]
+
+    def used(self, rank: int, when: float, used: Mapping[str, float | None], *, outside: bool = False) -> None:
+        """Add a line to resources.jsonl: what a rank used since its last one; `outside`: it did not tell itself."""
+        if not outside:
+            self._tell.add(rank)
         if used:
             with self._lock, (self.folder / "resources.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"time": when, "rank": rank, **used}) + "\n")
