@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +97,23 @@ def test_a_job_whose_process_is_gone_is_silent(tmp_path: Path) -> None:
     assert ["silent", "for 2 h: the process that ran it seems to be gone; --resume goes on with it"] in rows_of(
         load_job(str(tmp_path / "one"))
     )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="read from /proc")
+def test_what_a_worker_uses_that_tells_nothing(tmp_path: Path) -> None:
+    record = _record(tmp_path / "one")
+    here = socket.gethostname()
+    record.group([Member(0, os.getpid(), here), Member(1, 1, "elsewhere"), Member(2, 2**22 + 1, here)], 0)
+    outside = Outside(record)
+    outside.look()
+    outside.look()
+    record.used(0, 5.0, {"cores": 0.5})  # now it tells itself
+    outside.look()
+    record.close()
+    found = load_job(str(tmp_path / "one")).resources()
+    assert [line["rank"] for line in found] == [0, 0]
+    assert found[0]["memory"] > 1e6
+    assert found[1]["cores"] == 0.5
 
 
 @pytest.mark.parametrize(
