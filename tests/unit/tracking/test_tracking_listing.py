@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 
+from phalanx.contracts import Member
 from phalanx.tracking import dataframe, load_job
 from phalanx.tracking.best import Best
 from phalanx.tracking.comparing import compared
 from phalanx.tracking.figures import figures_of
 from phalanx.tracking.listing import cells, duration, row_of
+from phalanx.tracking.outside import Outside
 from phalanx.tracking.page import page
 from phalanx.tracking.record import JobRecord
 from phalanx.tracking.summary import rows_of
