@@ -7,6 +7,7 @@ starts again (torchrun --max-restarts, Slurm's requeue) goes on from its newest 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, final
 
-from . import storage
+from . import environment, storage
 from .contracts import Json, WorkerSpec
 from .errors import AlgorithmError, PhalanxError, Stopped, UserError, from_record, to_record
 from .groups import Group
@@ -91,6 +92,8 @@ class Leading:
             if not self._gathered and isinstance(error, PhalanxError):
                 self._wait_for_the_late()
             result = error.result if isinstance(error, PhalanxError) else self.result
+            if error is not None:
+                _tell_torchrun(error)
             self._meeting.tell(
                 {
                     "do": "end",
@@ -266,6 +269,17 @@ def _ended(said: Message) -> JobResult:
         error.result = result
         raise error
     return result
+
+
+def _tell_torchrun(error: BaseException) -> None:
+    """Leave the error where torchrun looks for the root cause, which it prints; nothing under other starters."""
+    path = environment.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        record = _record(error)
+        extra = {"py_callstack": record["details"], "timestamp": str(int(record["time"]))}
+        told = {"message": {"message": f"{record['kind']}: {record['message']}", "extraInfo": extra}}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps(told), encoding="utf-8")
 
 
 def _record(error: BaseException) -> dict[str, Any]:

@@ -103,12 +103,15 @@ def test_what_one_rank_finds_wrong_is_everybodys_error(wrong: int, digits: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_worker_is_named_on_all_ranks(digits: Path, tmp_path: Path) -> None:
+def test_a_killed_worker_is_named_on_all_ranks(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
     progress = Once(5, lambda: _kill_worker(tmp_path, 1))
     for error in run_all([job(digits, tmp_path), job(digits, tmp_path)], progress):
         assert isinstance(error, PlatformError), error
         assert "worker 1 was killed by SIGKILL" in str(error)
         assert error.result.status == "Failed"
+    told = json.loads((tmp_path / "error.json").read_text())["message"]  # torchrun's own form
+    assert told["message"].startswith("PlatformError: worker 1 was killed by SIGKILL")
 
 
 def test_a_killed_worker_is_started_again_in_its_group(digits: Path, tmp_path: Path, undisturbed: bytes) -> None:
