@@ -76,6 +76,7 @@ class Machines:
     net: str
     hidden: Sequence[Path]
     address: str = ""
+    client: str = ""  # the same for Ray Client
     head: subprocess.Popen[bytes] | None = None
     nodes: list[Machine] = field(default_factory=list)
 
@@ -145,10 +146,10 @@ def machines(count: int, *, hidden: Sequence[Path] = ()) -> Iterator[Machines]:
         _run("ip", "link", "set", tag, "up")
         port = 20000 + secrets.randbelow(10000)
         made.address = f"{made.host}:{port}"
-        head = (
-            f"start --head --node-ip-address={made.host} --port={port} --node-name=head --num-cpus=0 --include-dashboard=false"
-        )
-        made.head = _start([_ray(), *head.split(), f"--object-store-memory={100 << 20}", "--block"])
+        made.client = f"ray://{made.host}:{port + 1}"
+        head = f"start --head --node-ip-address={made.host} --port={port} --ray-client-server-port={port + 1} --node-name=head"
+        head += f" --num-cpus=0 --include-dashboard=false --object-store-memory={100 << 20} --block"
+        made.head = _start([_ray(), *head.split()])
         _join(made.address)
         for number in range(count):  # one after another: Ray gives up where a busy machine lets a start take too long
             made.add()
