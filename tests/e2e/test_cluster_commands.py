@@ -1,4 +1,4 @@
-"""`phalanx cluster` as a user types it: three nodes on loopback, a job that loses one and goes on with fewer, and all goes down."""
+"""`phalanx cluster` as a user types it: three nodes on loopback, a job that loses one and goes on with fewer, all goes down."""
 
 from __future__ import annotations
 
