@@ -37,9 +37,8 @@ Run = Callable[[Path, int, int], None]  # notes, steps, the step at which rank 1
 def phalanx_job(notes: Path, count: int, dies_at: int) -> None:
     """Run a job of ours."""
     TrainingJob(
-        script=str(HERE / "ray_steps.py"),
+        script=str(_alone(notes) / "ray_steps.py"),
         arguments=[str(notes), str(count), str(dies_at)],
-        source_dir=str(_alone(notes)),
         workers=2,
         threads_per_worker=1,
         launcher="ray",
