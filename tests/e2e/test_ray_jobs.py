@@ -204,7 +204,7 @@ def test_packages_are_shipped_without_what_git_ignores(
 
 
 def test_trials_of_a_sweep_are_placed_by_the_cluster(cluster: None, rows: str, tmp_path: Path) -> None:
-    job = kmeans(rows, tmp_path, "unused", workers=1, threads_per_worker=1, launcher="ray")
+    job = kmeans(rows, tmp_path, "unused", hyperparameters={}, workers=1, threads_per_worker=1, launcher="ray")
     job.name = None
     best = Tuner(
         job, ranges={"k": Integer(2, 4)}, objective="train:msd", direction="minimize", strategy="grid", max_parallel_jobs=3,
