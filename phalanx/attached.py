@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 _NOT_COMPARED = ("launcher", "workers", "name", "threads_per_worker")
 _FAREWELL_SECONDS = 60.0  # in which ranks that have not come yet can still learn what is wrong
 _ECHO_SECONDS = 5.0  # in which a starter passes on a signal that its processes may have got too
+_UUID = re.compile(r"([0-9a-f]{8})(-[0-9a-f]{4}){3}-[0-9a-f]{12}")  # whose first part will do
 _NOT_IN_A_NAME = re.compile(r"[^A-Za-z0-9]+")
 
 
@@ -334,7 +335,7 @@ def _name(job: TrainingJob, group: Group, turn: int) -> str:
     slug = job.algorithm or (slug_of(job.script) if job.script else "job")
     again = "" if turn == 0 else f"-{turn + 1}"
     if group.run:
-        run = _NOT_IN_A_NAME.sub("-", group.run).strip("-")[:40]
+        run = _NOT_IN_A_NAME.sub("-", _UUID.sub(r"\1", group.run)).strip("-")[:40]
         kind = _NOT_IN_A_NAME.sub("-", group.starter.split()[-1]).lower()
         return f"{slug[: 63 - len(run) - len(kind) - len(again) - 2]}-{kind}-{run}{again}"
     if group.starter == "torchrun":  # its agent lives on when it starts its workers again
