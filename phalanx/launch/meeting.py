@@ -7,6 +7,7 @@ same group, so that a port taken by somebody else only sends the ranks on to the
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import selectors
 import socket
@@ -25,6 +26,7 @@ from .wire import STRANGER_MOST, Connection, Log, Lost, Message, proof, proves
 
 PORT, SECRET = "PHALANX_PORT", "PHALANX_GROUP_SECRET"
 _TRIED = 8  # ports
+_FILES_A_RANK = 4  # of rank 0: the connection and the log, and as much again
 _ANSWER_SECONDS = 10.0
 _POLL_SECONDS = 0.1
 _STRANGERS = 256
@@ -117,6 +119,7 @@ class Meeting:
     def __init__(self, group: Group, turn: int, welcome: Mapping[str, Json]) -> None:
         self.group = group
         self.peers: dict[int, Peer] = {}
+        _allow_files(_FILES_A_RANK * group.size)
         self._known = _known(group, turn)
         self._secret = environment.get(SECRET) or ""
         self._welcome = dict(welcome)
@@ -226,6 +229,14 @@ class Meeting:
             connection.close()
         self._strangers.clear()
         self._selector.close()
+
+
+def _allow_files(count: int) -> None:
+    """Let this process have so many files open, as far as it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and most > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _listen(group: Group) -> socket.socket:

@@ -102,7 +102,9 @@ class Connection:
             Lost: the other end is gone, or sends what is no frame.
         """
         try:
-            if not select.select([self._socket], [], [], timeout_s)[0]:
+            waiting = select.poll()  # not select: rank 0 of a large group has more files than that can take
+            waiting.register(self._socket, select.POLLIN)
+            if not waiting.poll(timeout_s * 1e3):
                 return []
             data = self._socket.recv(_READ)
         except (OSError, ValueError) as error:
