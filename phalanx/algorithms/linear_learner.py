@@ -61,11 +61,13 @@ class LinearLearner:
             UserError: on every rank, for data that cannot be learnt from.
             Stopped: the job was asked to stop.
         """
+        from .kernels.blas import single_threaded_blas
         from .linear_learner_fit import Training  # numba takes a second to load
 
         session.restore({"algorithm": self})
-        self._training = Training(session, self.hyperparameters, self._restored)
-        self._training.run(self)
+        with single_threaded_blas():  # here for all of it: to set the limit for every product would take a tenth of the time
+            self._training = Training(session, self.hyperparameters, self._restored)
+            self._training.run(self)
 
     def predict(self, requests: Features) -> dict[str, Array]:
         """Return `score`, and `predicted_label` of classifiers.

@@ -259,10 +259,15 @@ class Training:
         )
 
     def _calibrated(self, name: str, weights: Array) -> tuple[int, float]:
-        """Collective. Return the candidate and the threshold with the best criterion."""
+        """Collective. Return the candidate and the threshold with the best criterion; of equals that with the lowest loss."""
         found = self._judged(name, weights)
-        best = max(range(len(found)), key=lambda number: found[number][1], default=0)
-        return best, found[best][0] if found else default_threshold(self._wanted)
+        if not found:
+            return 0, default_threshold(self._wanted)
+        value = np.array([criterion for _, criterion in found])
+        best = np.flatnonzero(value == value.max())  # few rows make many equals
+        if len(best) > 1:
+            best = best[[self._losses(name, weights[:, best], self._members[best]).argmin()]]
+        return int(best[0]), found[best[0]][0]
 
     def _judged(self, name: str, weights: Array) -> list[tuple[float, float]]:
         """Collective. Return each candidate's best threshold and the criterion there; nothing where there are no rows."""

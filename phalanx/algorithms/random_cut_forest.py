@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
 
 import numpy as np
 
-from ..contracts import Array, Entry, Features, Session, Shard, State
+from ..contracts import Array, Batch, Entry, Features, Session, Shard, State
 from ..errors import AlgorithmError, UserError
 from ..hyperparameters import hyper, parse, to_json
+from ..parallel.collective import together
 from .reading import NumericBatches, numbers, refuse_not_finite, train_channel, width_of
 
 if TYPE_CHECKING:  # numba takes a second to load: who only reads hyperparameters is spared
@@ -320,6 +321,7 @@ class RandomCutForest:
             first, windows = shingles.of(world, batch.first_row, dense_rows(rows, 0, len(rows)))
             if batch.label is None:
                 continue
+            together(world, f"reading channel '{name}'", lambda batch=batch: _refuse_labels(batch, name, shard))  # type: ignore[misc]
             label = batch.label[first - batch.first_row :] > 0
             mine = slice(None) if shard.parts > 1 else slice(*_share_of(len(windows), world.rank, world.size))
             found = trees.score(windows[mine], session.threads) > self.score_threshold
@@ -344,6 +346,16 @@ def _metrics_of(counts: Array, wanted: list[Literal["accuracy", "precision_recal
 def _share_of(count: int, rank: int, size: int) -> tuple[int, int]:
     """Return the first and the end of a rank's share of `count` things."""
     return count * rank // size, count * (rank + 1) // size
+
+
+def _refuse_labels(batch: Batch, name: str, shard: Shard) -> None:
+    assert batch.label is not None
+    wrong = np.flatnonzero(~np.isin(batch.label, (-1, 0, 1)))
+    if len(wrong):
+        place = shard.where(batch.first_row + int(wrong[0]))
+        raise UserError(
+            f"channel '{name}', {place}: the label is {batch.label[wrong[0]]:g}; 1 (an anomaly) or 0 is needed (or 1 or -1)"
+        )
 
 
 def _refuse_large(largest: float, what: str) -> None:

@@ -120,3 +120,17 @@ def test_what_cannot_be_sampled_is_refused(tmp_path: Path) -> None:
         model.predict(np.full((5, 1), 2e30, np.float32))
     with pytest.raises(UserError, match="request 2: feature 1 is nan"):
         model.update_and_score(np.array([[0], [np.nan]], np.float32))
+
+
+def test_labels_that_are_none_are_refused_by_every_rank(tmp_path: Path) -> None:
+    label = np.zeros(100, np.float32)
+    label[70] = 2
+
+    def main(world: Collective) -> str:
+        channels = {name: Rows(wave(100), label).shard(rank=world.rank, size=world.size) for name in ("train", "test")}
+        with pytest.raises(UserError) as caught:
+            RandomCutForest(WANTED).fit(MemorySession(channels, tmp_path, world=world))
+        return str(caught.value)
+
+    for message in run_threads(2, main):
+        assert "channel 'test', row 71: the label is 2; 1 (an anomaly) or 0 is needed (or 1 or -1)" in message

@@ -211,3 +211,14 @@ def test_mistakes_in_data(tmp_path: Path, label: list[float] | None, given: dict
 def test_mistakes_in_hyperparameters(given: dict[str, object], match: str) -> None:
     with pytest.raises(UserError, match=match):
         wanted(**given)
+
+
+def test_of_candidates_that_are_equally_right_the_likelier_is_chosen(tmp_path: Path) -> None:
+    rows = np.repeat(np.array([[-1.0], [1.0]], np.float32), 40, axis=0)
+    label = (rows[:, 0] > 0).astype(np.float32)
+    flipped = np.where(np.arange(80) % 10 == 0, 1 - label, label)  # dear to who is sure; the same rows are right for all
+    channels = {"train": Rows(rows, label), "validation": Rows(rows, flipped)}
+    model, metrics = fitted(tmp_path, channels, predictor_type="binary_classifier", num_models=8)
+    assert metrics["validation:binary_classification_accuracy"] == pytest.approx(0.9)
+    assert metrics["validation:objective_loss"] < 0.36  # at best -0.9 log 0.9 - 0.1 log 0.1 = 0.325
+    assert model.chosen["wd"] > 1 / 80
