@@ -46,6 +46,14 @@ class Machine:
         names = _run("ip", "netns", "pids", self.namespace).split()
         return [psutil.Process(int(pid)) for pid in names if psutil.pid_exists(int(pid))]
 
+    def trains(self) -> bool:
+        """Return whether a worker of a job, or the server that forks them, lives here."""
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if any("phalanx.launch.forkserver" in part for part in process.cmdline()):
+                    return True
+        return False
+
     def kill(self) -> None:
         """Kill all of its processes at once, as a machine that loses power."""
         for process in self.processes():

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +174,11 @@ def test_a_lost_machine_costs_a_restart_and_no_bit(place: Place, undisturbed: by
         ]
     if how != "raylet":
         assert result.restarts == 1
+    lost_machine = next(machine for machine in place.machines.nodes if machine.name == launcher.members[0][1])
+    deadline = time.monotonic() + 90.0
+    while lost_machine.trains():  # cut off, it lives on until its lease ends
+        assert time.monotonic() < deadline, [process.cmdline() for process in lost_machine.processes()]
+        time.sleep(0.5)
     place.machines.add()
     place.machines.wait(len(alive))
 
