@@ -14,6 +14,7 @@ from typing import Any, final
 
 import ray
 from ray._private import ray_constants
+from ray._private import worker as ray_worker
 from ray._private.authentication import authentication_token_setup as tokens
 from ray.exceptions import RayError
 
@@ -102,6 +103,7 @@ def _authenticate() -> None:
 
 def _init(address: str, *, on_loopback: bool = False) -> None:
     _authenticate()
+    vars(ray_worker)["print_to_stdstream"] = _unsaid
     constants = vars(ray_constants)
     before = constants["ENABLE_RAY_CLUSTER"]
     if on_loopback:  # else Ray takes 127.0.0.1 for another of this machine's addresses
@@ -110,6 +112,10 @@ def _init(address: str, *, on_loopback: bool = False) -> None:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     finally:
         constants["ENABLE_RAY_CLUSTER"] = before
+
+
+def _unsaid(data: Mapping[str, Any], ignore_prefix: bool) -> None:
+    """Ray would print its raylets' last words to standard output, which is the command's own; the job's log has the loss."""
 
 
 def _check(address: str) -> None:
