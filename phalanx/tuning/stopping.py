@@ -15,7 +15,7 @@ from typing import Protocol, final
 
 _CHECKS = 50  # of a trial whose length is known
 _LEAST_SEEN = 4  # steps before anything is said of later ones
-_MOST_RATIO, _UNKNOWN_RATIO = 0.9, 0.5  # of a doubling's gain and the gain before
+_MOST_RATIO, _UNKNOWN_RATIO = 1.0, 0.5  # of a doubling's gain and the gain before
 _RUNGS_BEFORE = 2  # the first rung of `Halving` leaves so many factors to a whole trial
 
 
@@ -56,23 +56,17 @@ class Curve:
     def expected(self, step: int, most: int) -> float:
         """Return what step `most` is expected to bring, by the values up to `step`: each doubling gains a share of the last.
 
-        Slow learners would look poor beside fast ones that have little left to gain. No gain is expected where the last two
-        doublings do not show one; less than four steps say nothing, and the value itself is returned.
+        Slow learners would look poor beside fast ones that have little left to gain. Losses fall by shares of themselves, and
+        are looked at by their logarithm. No gain is expected where the last doubling has brought none; less than four steps
+        say nothing, and their value itself is returned.
         """
         value = self._level(step)
         if step < _LEAST_SEEN:
             return value
-        half, quarter = self._level(step // 2), self._level(step // 4)
-        gain, before = value - half, half - quarter
-        if gain <= 0:
-            return value
-        ratio = min(gain / before, _MOST_RATIO) if before > 0 else _UNKNOWN_RATIO
-        left = math.log2(max(most, step) / step)
-        while left > 0:
-            gain *= ratio
-            value += gain * min(1.0, left)
-            left -= 1
-        return value
+        seen = [self._level(step // 4), self._level(step // 2), value]
+        if max(seen) >= 0:
+            return _gone_on(seen, most / step)
+        return -math.exp(-_gone_on([-math.log(-each) for each in seen], most / step))
 
     def _level(self, step: int) -> float:
         """Return the mean of the last eighth of the values up to a step, for they may be noisy."""
@@ -83,6 +77,21 @@ class Curve:
     def best_to(self, step: int) -> float:
         """Return the best value up to a step."""
         return self._bests[max(0, bisect_right(self.steps, step) - 1)]
+
+
+def _gone_on(seen: Sequence[float], factor: float) -> float:
+    """Return a value `factor` times as far as the last of three that are a doubling of the steps apart each."""
+    quarter, half, value = seen
+    gain, before = value - half, half - quarter
+    if gain <= 0:
+        return value
+    ratio = min(gain / before, _MOST_RATIO) if before > 0 else _UNKNOWN_RATIO
+    left = math.log2(max(factor, 1.0))
+    while left > 0:
+        gain *= ratio
+        value += gain * min(1.0, left)
+        left -= 1
+    return value
 
 
 class Rule(Protocol):

@@ -30,6 +30,7 @@ def test_expected_goes_on_as_the_last_doublings_went() -> None:
     slow = curve([-(step**-0.5) for step in range(1, 401)])  # a power law: every doubling brings 0.71 of the gain before
     assert abs(slow.expected(50, 400) - slow.value_at(400)) < 0.02
     assert slow.expected(50, 50) < slow.expected(50, 400) < 0.0
+    assert curve([-(0.98**step) for step in range(400)]).expected(100, 400) < 0.0  # no loss falls below 0
     flat = curve([1.0] * 40)
     assert flat.expected(20, 400) == 1.0
     falling = curve([-float(step) for step in range(40)])
