@@ -217,8 +217,8 @@ def soak(options: argparse.Namespace) -> None:
         view = Sampler(max(1, trials // 10))
         seconds, tuner = swept(inputs, trials, options.rounds or 20, Path(folder), name="soak", view=view, **given)
         end, left = held(), sorted(os.listdir(scratch))
+        counted = tuner.describe()["TrainingJobStatusCounters"]
     tempfile.tempdir = None
-    counted = tuner.describe()["TrainingJobStatusCounters"]
     print(
         table(["trials ended", "memory MiB", "files", "threads", "workers"], [["before", *begin], *view.rows, ["after", *end]])
     )

@@ -143,7 +143,10 @@ class LinearLearnerHyperparameters:
             raise UserError("cross_entropy_loss needs probabilities, which loss=hinge_loss has not; use loss_function")
 
     def objectives(self) -> dict[str, Literal["minimize", "maximize"]]:
-        """Return the metrics a sweep may judge by and which way is better."""
+        """Return the metrics a sweep may judge by and which way is better.
+
+        Losses of jobs with different `positive_example_weight_mult` cannot be compared: where that is set, they come last.
+        """
         shared: dict[str, Literal["minimize", "maximize"]] = {"objective_loss": "minimize"}
         if self.predictor_type == "regressor":
             return {**shared, "mse": "minimize", "rmse": "minimize", "absolute_loss": "minimize"}
@@ -162,6 +165,8 @@ class LinearLearnerHyperparameters:
                 *("macro_f_beta", "macro_precision", "macro_recall"),
             ),
         }[kind]
+        if self.positive_example_weight_mult != 1.0:
+            return {"roc_auc_score": "maximize", **dict.fromkeys(names, "maximize"), **shared}
         return {**shared, **dict.fromkeys(names, "maximize")}
 
     @property

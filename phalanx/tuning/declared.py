@@ -151,8 +151,8 @@ def resolved(metric: str, direction: str | None, declared: Mapping[str, Directio
 
 
 def sample_values(given: Mapping[str, Any], ranges: Mapping[str, Range]) -> dict[str, Any]:
-    """Return the hyperparameters of a trial in the middle of the space."""
-    return {**given, **_centre(ranges)}
+    """Return the hyperparameters of a trial inside the space, not in its middle: that may be a default, which sets nothing."""
+    return {**given, **_centre(ranges, _INSIDE)}
 
 
 def settings(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -160,8 +160,8 @@ def settings(algorithm: str, values: Mapping[str, Any]) -> dict[str, Any]:
     return to_json(parse(registry.hyperparameters_of(algorithm), values, owner=algorithm))
 
 
-def _centre(ranges: Mapping[str, Range]) -> Values:
-    return at(ranges, [0.0 if isinstance(found, Categorical) else 0.5 for found in ranges.values()])
+def _centre(ranges: Mapping[str, Range], place: float = 0.5) -> Values:
+    return at(ranges, [0.0 if isinstance(found, Categorical) else place for found in ranges.values()])
 
 
 def _canonical(described: Any, given: Mapping[str, Any]) -> set[str]:

@@ -15,8 +15,9 @@ from typing import Protocol, final
 
 _CHECKS = 50  # of a trial whose length is known
 _LEAST_SEEN = 4  # steps before anything is said of later ones
-_MOST_RATIO, _UNKNOWN_RATIO = 1.0, 0.5  # of a doubling's gain and the gain before
-_RUNGS_BEFORE = 2  # the first rung of `Halving` leaves so many factors to a whole trial
+_MOST_RATIO, _UNKNOWN_RATIO = 1.1, 0.5  # of a doubling's gain and the gain before
+_FEWEST = 3  # trials at a rung before any is stopped
+_FIRST_RUNG = 8  # of `Halving`: one in so many of a whole trial's steps
 
 
 @final
@@ -171,29 +172,30 @@ class Halving:
     among the best there later, when more have come: then it is promoted.
 
     Args:
-        least: steps of the first rung; None: a ninth of a whole trial, 4 where that is not known.
+        least: steps of the first rung, the others are twice as far each; None: an eighth of a whole trial, 4 where that is not
+            known.
         most: steps of a whole trial; None: as trials say.
-        factor: one in so many goes on from a rung.
+        share: of those that got to a rung, goes on from it.
         brackets: 1; more: trial n begins at rung n % brackets, as in Hyperband, in case early values mislead.
     """
 
     def __init__(
-        self, *, least: int | None = None, most: int | None = None, factor: int = 3, brackets: int = 1, promotes: bool = True
+        self, *, least: int | None = None, most: int | None = None, share: float = 0.3, brackets: int = 1, promotes: bool = True
     ) -> None:
         self.promotes = promotes
         self._least = least
         self._most = most
-        self._factor = factor
+        self._share = share
         self._brackets = brackets
 
     def rungs(self, number: int, of: int | None) -> list[int]:
         """Return the steps at which trial `number` is judged."""
         most = self._most or of
-        least = self._least or (4 if most is None else max(1, round(most / self._factor**_RUNGS_BEFORE)))
-        rungs, step = [], least * self._factor ** (number % self._brackets)
+        least = self._least or (4 if most is None else max(1, round(most / _FIRST_RUNG)))
+        rungs, step = [], least * 2 ** (number % self._brackets)
         while step <= (1 << 20 if most is None else most // 2):  # a rung near the end saves nothing
             rungs.append(step)
-            step *= self._factor
+            step *= 2
         return rungs
 
     def due(self, number: int, step: int, of: int | None) -> bool:
@@ -216,12 +218,12 @@ class Halving:
         return None
 
     def _among_best(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
-        most = self._most or curves[number].of or step * self._factor
+        most = self._most or curves[number].of or step * 2
         there = [curve for other, curve in curves.items() if self._same(number, other) and curve.reaches(step)]
-        if len(there) < self._factor:
+        if len(there) < _FEWEST:
             return True
         own = curves[number].expected(step, most)
-        return sum(curve.expected(step, most) > own for curve in there) < len(there) // self._factor
+        return sum(curve.expected(step, most) > own for curve in there) < max(1, int(len(there) * self._share))
 
     def _same(self, number: int, other: int) -> bool:
         return number % self._brackets == other % self._brackets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import psutil
 import pytest
 
@@ -19,7 +21,7 @@ import phalanx
 from phalanx.errors import AlgorithmError, Stopped, UserError
 from phalanx.tuning import sweepfile
 from phalanx.tuning.plan import Plan
-from phalanx.tuning.trial import Trial
+from phalanx.tuning.trial import Trial, job_of
 
 RANGES = {"eta": phalanx.Continuous(0.05, 0.5, "log"), "max_depth": phalanx.Integer(2, 6)}
 
@@ -130,6 +132,40 @@ def test_poor_trials_are_stopped_and_keep_their_checkpoint(cancer: Path, tmp_pat
     for trial in stopped:
         assert trial.step < 2000
         assert (tmp_path / "s" / trial.job / "checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_a_stopped_trial_of_two_workers_stops_on_both_and_goes_on(cancer: Path, tmp_path: Path) -> None:
+    job = xgboost_job(cancer, hyperparameters={"num_round": 600}, workers=2)
+    ranges = {"eta": phalanx.Categorical([0.5, 0.4, 0.3, 1e-7, 2e-7, 3e-7])}
+    given = {"job": job, "ranges": ranges, "strategy": "grid", "early_stopping": "asha", "min_steps": 20}
+    sweep = tuner(cancer, tmp_path, **given, max_parallel_jobs=1)
+    sweep.run(progress=False)
+    stopped = [t for t in sweep.trials() if t.status == "Stopped"]
+    assert stopped
+    for trial in stopped:
+        assert trial.stopped_at is not None
+        told = json.loads((tmp_path / "s" / trial.job / "status.json").read_text())
+        assert (told["status"], len(told["workers"])) == ("Stopped", 2)
+        assert trial.stopped_at <= told["checkpoint"]["step"] == told["step"] < 600  # both ranks at one step, and it is saved
+    static = {"num_round": 600, "objective": "binary:logistic"}
+    resumed = job_of(job, stopped[0], static=static, folder=str(tmp_path / "s"), threads=1)
+    assert resumed.resume
+    assert resumed.run(progress=False).step == 600
+
+
+@pytest.mark.slow
+def test_a_database_holds_the_study(cancer: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    tuner(cancer, tmp_path, storage=url, max_jobs=3).run(progress=False)
+    more = tuner(cancer, tmp_path, storage=url, max_jobs=5, resume=True)
+    more.run(progress=False)
+    study = optuna.load_study(study_name="s", storage=url)
+    assert [trial.value for trial in study.trials] == [(trial.objective or [None])[0] for trial in more.trials()]
+    assert not (tmp_path / "s" / "optuna.journal").exists()
+    other = tmp_path / "other"
+    with pytest.raises(UserError, match="holds a study 's' already"):
+        tuner(cancer, other, storage=url).run(progress=False)
 
 
 def test_stop_and_resume(cancer: Path, tmp_path: Path) -> None:
@@ -328,8 +364,15 @@ completion: {{not_improving: 10}}
     shown = phalanx_command("show", str(tmp_path / "filed"))
     assert "maximize validation:auc" in shown
     assert "4 Completed" in shown
-    page = Path(phalanx_command("report", str(tmp_path / "filed")).strip()).read_text()
-    assert "Parallel coordinates of validation:auc" in page
-    assert "<script src=" not in page
+    page = Path(phalanx_command("report", str(tmp_path / "filed")).strip())
+    assert "Parallel coordinates of validation:auc" in page.read_text()
+    assert "<script src=" not in page.read_text()
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is not None:
+        flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={tmp_path / 'browser'}"]
+        flags += ["--enable-logging=stderr", "--v=0", "--virtual-time-budget=8000", "--dump-dom", page.as_uri()]
+        shown_page = subprocess.run([browser, *flags], check=True, capture_output=True, text=True, timeout=120)
+        assert shown_page.stdout.count('class="main-svg"') >= 5  # drawn, plot by plot
+        assert "CONSOLE" not in shown_page.stderr
     with pytest.raises(UserError, match="a sweep has no field 'max_job'; did you mean 'max_jobs'"):
         sweepfile.from_mapping({"job": {}, "name": "x", "max_job": 3}, {})

@@ -55,6 +55,14 @@ def test_in_a_sweep_the_linear_learner_trains_one_candidate() -> None:
     assert declared.static_values("linear_learner", {"num_models": 4}, None)["num_models"] == 4
 
 
+def test_weighted_losses_are_not_compared() -> None:
+    binary = {"predictor_type": "binary_classifier"}
+    space = declared.default_ranges("linear_learner", binary)
+    sample = declared.sample_values(binary, space)
+    assert declared.default_objective("linear_learner", sample, {"train": "x"}).metric == "train:roc_auc_score"
+    assert declared.default_objective("linear_learner", binary, {"train": "x"}).metric == "train:objective_loss"
+
+
 def test_the_objective_is_reported() -> None:
     assert declared.static_values("xgboost", {}, "validation:f1")["tuning_objective_metric"] == "f1"
     assert "tuning_objective_metric" not in declared.static_values("xgboost", {"eval_metric": "f1,auc"}, "validation:f1")

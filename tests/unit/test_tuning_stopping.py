@@ -73,17 +73,17 @@ def test_median_rule_is_due_often_but_not_always() -> None:
 
 def test_rungs() -> None:
     rule = Halving(least=1, most=27)
-    assert rule.rungs(0, None) == [1, 3, 9]
-    assert Halving().rungs(0, 270) == [30, 90]
+    assert rule.rungs(0, None) == [1, 2, 4, 8]
+    assert Halving().rungs(0, 240) == [30, 60, 120]
     assert Halving().rungs(0, 2) == [1]
-    assert Halving(least=2, most=100, brackets=2).rungs(1, None) == [6, 18]
-    assert Halving(least=2, most=100, brackets=2).rungs(2, None) == [2, 6, 18]
+    assert Halving(least=2, most=32, brackets=2).rungs(1, None) == [4, 8, 16]
+    assert Halving(least=2, most=32, brackets=2).rungs(2, None) == [2, 4, 8, 16]
 
 
-def test_halving_keeps_the_best_third() -> None:
+def test_halving_keeps_three_tenths() -> None:
     rule = Halving(least=3, most=30)
-    curves = {n: curve([float(n)] * 3, of=30) for n in range(6)}
-    assert [rule.stops(n, 3, curves) for n in range(6)] == [True] * 4 + [False] * 2
+    curves = {n: curve([float(n)] * 3, of=30) for n in range(10)}
+    assert [rule.stops(n, 3, curves) for n in range(10)] == [True] * 7 + [False] * 3
     assert not rule.stops(0, 3, {n: curves[n] for n in (0, 5)})  # too few to say
 
 
@@ -92,7 +92,7 @@ def test_a_stopped_trial_is_promoted_when_more_came_behind_it() -> None:
     curves = {0: curve([5.0] * 4, of=30), 1: curve([6.0] * 4, of=30), 2: curve([7.0] * 4, of=30)}
     assert rule.stops(1, 3, curves)
     assert rule.promoted([0, 1], curves) is None
-    curves |= {n: curve([0.0] * 3, of=30) for n in (3, 4, 5)}
+    curves |= {n: curve([0.0] * 3, of=30) for n in range(3, 8)}
     assert rule.promoted([0, 1], curves) == 1
     assert Halving(least=3, most=30, promotes=False).promoted([0, 1], curves) is None
 
