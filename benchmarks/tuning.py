@@ -137,6 +137,7 @@ def overhead(options: argparse.Namespace) -> None:
                 found[f"Optuna, trials of its own, {how}"] = bare(features, label, [], trials, rounds, at_once, seed)
             for name, value in found.items():
                 seconds.setdefault(name, []).append(value)
+                print(f"seed {seed}: {name}: {value:.3f} s", file=sys.stderr, flush=True)
     ours = statistics.fmean(seconds.pop(f"Phalanx, {CORES} jobs at once"))
     rows = [[name, statistics.fmean(values), ours / statistics.fmean(values)] for name, values in sorted(seconds.items())]
     print(table(["sweep", "seconds", "Phalanx / it"], [[f"Phalanx, {CORES} jobs at once", ours, ""], *rows]))
@@ -229,6 +230,8 @@ def soak(options: argparse.Namespace) -> None:
 
 # killed at random
 
+MOST_KILLS = 6  # of a sweep, so that it comes to its end
+
 
 def kills(options: argparse.Namespace) -> None:
     features, label = made(options.rows or 2000, 0)
@@ -255,7 +258,7 @@ def kills(options: argparse.Namespace) -> None:
                 with subprocess.Popen(command(name, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
                     while driver.poll() is None:
                         try:
-                            driver.wait(timeout=dice.uniform(0.3, 1.2 * calm_s / 2))
+                            driver.wait(timeout=dice.uniform(0.3, calm_s) if drivers + workers < MOST_KILLS else None)
                         except subprocess.TimeoutExpired:
                             below = psutil.Process(driver.pid).children(recursive=True)
                             training = [each for each in below if each.ppid() != driver.pid]

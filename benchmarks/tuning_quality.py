@@ -239,7 +239,7 @@ class Work:
                 reached[f"{budget} {method} {seed}"] = METHODS[method](p, batches, width, seed)
                 keep(stored, reached)
         left = sum(f"{b} {m} {s}" not in reached for b, m, s in keys)
-        best = min(p.best, *reached.values())
+        best = min([p.best, *reached.values()])
         scored: dict[tuple[str, str], list[float]] = {}
         for budget, method, seed in keys if not left else []:
             regret = (reached[f"{budget} {method} {seed}"] - best) / max(p.median - best, 1e-12)

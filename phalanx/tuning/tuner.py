@@ -132,7 +132,12 @@ class Tuner:
         objectives = _names("objective", objective)
         space, static, goals = _space(job, given, objectives, _names("direction", direction), inputs)
         data = {} if not inputs else _fingerprints(inputs)
-        chosen, why = _strategy(strategy, space, max_jobs, max_parallel_jobs, len(goals))
+        begun = read(self.folder) if resume and strategy == "auto" else None
+        chosen, why = (
+            _strategy(strategy, space, max_jobs, max_parallel_jobs)
+            if begun is None
+            else _strategy(str(begun["strategy"]), space, max_jobs, max_parallel_jobs, asked="as the sweep was begun")
+        )
         jobs = _jobs(chosen, space, max_jobs)
         slots, threads, room = _room(
             job, min(max_parallel_jobs, LAG if deterministic else jobs), memory_per_job_gb, deterministic
@@ -318,12 +323,14 @@ def _paired(objectives: list[str], directions: list[str]) -> list[tuple[str, str
     return list(zip(objectives, given, strict=True))
 
 
-def _strategy(given: str, space: Mapping[str, Range], max_jobs: int | None, parallel: int, goals: int) -> tuple[Strategy, str]:
+def _strategy(
+    given: str, space: Mapping[str, Range], max_jobs: int | None, parallel: int, asked: str = "as asked"
+) -> tuple[Strategy, str]:
     if given not in STRATEGIES:
         raise UserError(f"there is no strategy '{given}'; {nearest(given, STRATEGIES)}")
     if given != "auto":
         strategy: Strategy = "bayesian" if given == "bayesian" else "random" if given == "random" else "hyperband"
-        return ("grid" if given == "grid" else strategy), f"strategy {given}, as asked"
+        return ("grid" if given == "grid" else strategy), f"strategy {given}, {asked}"
     points, jobs = size(space), max_jobs or DEFAULT_JOBS
     if points is not None and points <= jobs:
         return "grid", f"strategy grid: the space has {points} points, and {jobs} trials try them all"
