@@ -309,6 +309,7 @@ def main() -> None:
     parser.add_argument("--problems", type=int, default=15)
     parser.add_argument("--budgets", default="16x8,100x1")
     parser.add_argument("--cache", help="quality: folder of tables and results, from which a second run goes on")
+    parser.add_argument("--deterministic", action="store_true", help="quality: also what deterministic sweeps propose")
     parser.add_argument("--minutes", type=float, default=math.inf, help="quality: begin no search after so long")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)

@@ -225,6 +225,7 @@ class Work:
     budgets: tuple[tuple[int, int], ...]
     cache: Path
     deadline: float
+    methods: tuple[str, ...]
 
     def run(self) -> tuple[str, int, dict[tuple[str, str], list[float]]]:
         """Return the problem, what is left, and the regret of every seed, by budget and method."""
@@ -232,7 +233,7 @@ class Work:
         p = problem(self.name, self.algorithm, self.size, self.cache)
         stored = self.cache / f"{self.name}-{self.algorithm}-{self.size}-reached.json"
         reached: dict[str, float] = json.loads(stored.read_text()) if stored.exists() else {}
-        keys = [(f"{b}x{w}", m, seed) for b, w in self.budgets for m in METHODS for seed in range(self.seeds)]
+        keys = [(f"{b}x{w}", m, seed) for b, w in self.budgets for m in self.methods for seed in range(self.seeds)]
         for budget, method, seed in keys:
             if f"{budget} {method} {seed}" not in reached and time.monotonic() < self.deadline:
                 batches, width = (int(part) for part in budget.split("x"))
@@ -254,11 +255,14 @@ def worked(work: Work) -> tuple[str, int, dict[tuple[str, str], list[float]]]:
 def quality(options: argparse.Namespace) -> None:
     budgets = tuple((int(b), int(w)) for b, w in (text.split("x") for text in options.budgets.split(",")))
     chosen = [(name, algorithm) for algorithm in ALGORITHMS for name in DATA][:: max(1, 15 // options.problems)]
+    methods = tuple(name for name in METHODS if name != "deterministic" or options.deterministic)
     with contextlib.ExitStack() as stack:
         cache = Path(options.cache or stack.enter_context(tempfile.TemporaryDirectory()))
         cache.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + 60 * options.minutes
-        work = [Work(name, algorithm, options.table, options.seeds, budgets, cache, deadline) for name, algorithm in chosen]
+        work = [
+            Work(name, algorithm, options.table, options.seeds, budgets, cache, deadline, methods) for name, algorithm in chosen
+        ]
         pool = stack.enter_context(get_context("spawn").Pool(CORES))
         found = sorted(pool.imap_unordered(worked, work))
     left = sum(each[1] for each in found)
@@ -266,7 +270,7 @@ def quality(options: argparse.Namespace) -> None:
         print(f"{left} searches are left: run it again with the same --cache")
         return
     shown = [f"{b}x{w}" for b, w in budgets]
-    columns = [(budget, method) for budget in shown for method in METHODS]
+    columns = [(budget, method) for budget in shown for method in methods]
     rows: list[list[object]] = [[name, *(statistics.fmean(told[c]) for c in columns)] for name, _, told in found]
     by_seed = {c: [statistics.fmean(told[c][seed] for _, _, told in found) for seed in range(options.seeds)] for c in columns}
     rows.append(["mean", *(statistics.fmean(by_seed[c]) for c in columns)])
@@ -275,7 +279,7 @@ def quality(options: argparse.Namespace) -> None:
     print(f"normalised regret, {options.seeds} seeds\n")
     print(table(["problem", *(f"{m} {b}" for b, m in columns)], rows))
     for budget in shown:
-        for mine, other in (("Phalanx", "Optuna TPE"), ("Phalanx", "random"), ("deterministic", "Phalanx")):
+        for mine, other in (("Phalanx", "Optuna TPE"), ("Phalanx", "random"), ("deterministic", "Phalanx"))[: len(methods) - 1]:
             less = [a - b for a, b in zip(by_seed[budget, mine], by_seed[budget, other], strict=True)]
             error = statistics.stdev(less) / len(less) ** 0.5 if len(less) > 1 else math.nan
             print(f"{budget}: {mine} - {other} {statistics.fmean(less):+.4f}, standard error over seeds {error:.4f}")

@@ -353,6 +353,7 @@ ranges:
   booster: [gbtree, dart]
   rate_drop: {{low: 0.0, high: 0.5, only_if: {{booster: dart}}}}
 max_jobs: 5
+early_stopping: off
 completion: {{not_improving: 10}}
 """)
 
