@@ -63,7 +63,7 @@ elif defect == "vanishing":
 elif defect == "saturated":
     net = dense(torch.nn.Linear(64, 64), torch.nn.Tanh())
     with torch.no_grad():
-        net[1].weight.mul_(300)
+        net[1].weight.mul_(10_000)
 elif defect == "zeros":
     for parameter in net.parameters():
         torch.nn.init.zeros_(parameter)
@@ -112,12 +112,12 @@ DEFECTS = {
     "dead": ("dead_relu", {"all_zero", "vanishing_gradient", "weight_update_ratio", "unchanged_tensor", "loss_not_decreasing"}),
     "vanishing": ("vanishing_gradient", {"loss_not_decreasing", "unchanged_tensor", "weight_update_ratio"}),
     "saturated": ("saturated_activation", {"loss_not_decreasing", "overfit"}),
-    "zeros": ("all_zero", {"dead_relu", "vanishing_gradient", "loss_not_decreasing"}),
+    "zeros": ("all_zero", {"dead_relu", "unchanged_tensor", "vanishing_gradient", "loss_not_decreasing"}),
     "standing": ("weight_update_ratio", {"unchanged_tensor", "loss_not_decreasing"}),
     "leaping": ("weight_update_ratio", {"dead_relu", "all_zero", "vanishing_gradient", "unchanged_tensor", "exploding_tensor"}),
     "overfitting": ("overfit", {"overtraining"}),
     "rare": ("class_imbalance", set[str]()),
-    "stumbling": ("step_outlier", set[str]()),
+    "stumbling": ("step_outlier", {"io_bottleneck"}),
 }
 ANYWAY = {"poor_weight_initialization", "loss_not_decreasing", "confusion"}  # what a training that does not learn may show
 

@@ -8,7 +8,7 @@ from typing import ClassVar, final
 
 from .seen import Step, Tick
 
-_WARM_UP = 10  # steps that say what a step usually takes
+_WARM_UP, _QUICK = 20, 16  # first steps, and how many of them, the quickest, say what a step usually takes
 
 
 @final
@@ -82,6 +82,7 @@ class StepOutlier:
     share: float = 0.1
     min_seconds: float = 0.1
     _last: float | None = field(default=None, init=False)
+    _first: list[float] = field(default_factory=list, init=False)
     _usual: int = field(default=0, init=False)
     _mean: float = field(default=0.0, init=False)
     _squares: float = field(default=0.0, init=False)  # sum of squared deviations (Welford, 1962)
@@ -96,7 +97,7 @@ class StepOutlier:
             return None
         took = seen.time - before
         self._total += took
-        if self._usual >= _WARM_UP:
+        if self._usual:
             spread = math.sqrt(self._squares / (self._usual - 1))
             if took - self._mean > max(self.stddev * spread, self.min_seconds):
                 self._outliers += 1
@@ -106,8 +107,17 @@ class StepOutlier:
                         f"{self._outliers} steps took far longer than the usual {self._mean:.3g} s: {self._excess:.3g} s in all"
                     )
                 return None
+            self._add(took)
+            return None
+        self._first.append(took)
+        if len(self._first) == _WARM_UP:
+            for usual in sorted(self._first)[:_QUICK]:
+                self._add(usual)
+        return None
+
+    def _add(self, took: float) -> None:
+        """Take a step into what is usual."""
         self._usual += 1
         delta = took - self._mean
         self._mean += delta / self._usual
         self._squares += delta * (took - self._mean)
-        return None
