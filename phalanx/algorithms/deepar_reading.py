@@ -40,10 +40,13 @@ def read_channel(session: Session, name: str, wanted: DeepARHyperparameters, sha
         found: list[Series] = []
         for batch in shard.batches(max(shard.rows, 1)):
             if not isinstance(batch.features, Records):
-                kinds = "series as JSON Lines (content type application/jsonlines)"
+                kinds = "series: JSON Lines (content type application/jsonlines), or parquet with columns start and target"
                 raise UserError(f"deepar needs {kinds}; channel '{name}' has rows of numbers")
-            first = batch.first_row
-            found += parsed(batch.features.items, lambda row, first=first: shard.where(first + row), wanted, shape)  # type: ignore[misc]
+
+            def where(row: int, first: int = batch.first_row) -> str:
+                return f"{shard.where(first + row)} (series {first + row})"
+
+            found += parsed(batch.features.items, where, wanted, shape)
         return found
 
     own = together(world, f"reading channel '{name}'", read)

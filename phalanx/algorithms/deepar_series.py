@@ -10,6 +10,8 @@ from ..contracts import Array, Json
 from ..errors import UserError
 from .deepar_calendar import start_of
 
+_OTHERS = "cardinality=[…] in training allows values that do not occur in channel 'train'"
+
 
 @dataclass(frozen=True, slots=True)
 class Series:
@@ -82,5 +84,7 @@ def _categories(given: Json, where: str, cardinality: list[int] | None) -> Array
         raise UserError(f"{where}: cat has {len(cat)} values where {len(cardinality)} are needed")
     for number, (value, count) in enumerate(zip(cat, cardinality or [], strict=False)):
         if value >= count:
-            raise UserError(f"{where}: cat {number + 1} is {value}; its cardinality of {count} allows 0 to {count - 1}")
+            raise UserError(
+                f"{where}: cat {number + 1} is {value}; its cardinality of {count} allows 0 to {count - 1}; {_OTHERS}"
+            )
     return np.array(cat, dtype=np.int64)

@@ -10,7 +10,7 @@ from typing import final
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..contracts import Array, Entry, Session, State
 from ..errors import UserError
@@ -25,6 +25,7 @@ from .deepar_windows import Prepared
 
 _SLOWEST = 0.01  # of the learning rate, at the end
 _BATCHES = 50
+_MEMORY = 0.99  # of the average of the weights: the last hundred steps or so
 
 
 @final
@@ -59,6 +60,8 @@ class Training:
         self.per_epoch = auto if wanted.batches_per_epoch == "auto" else wanted.batches_per_epoch
         self.steps = wanted.epochs * self.per_epoch
         self.step = 0
+        self._average = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self._seen = [np.unique(column) for column in self._prepared.cat.T]  # values of each category that occur
         self._sum = 0.0  # of the losses of this epoch
         self._best: dict[str, Tensor] | None = None
         self._best_loss, self._waited = float("inf"), 0
@@ -74,6 +77,9 @@ class Training:
         """Collective. Do one step; return its metrics."""
         loss = self._stepper.step(self._share(), self._wanted.learning_rate * self._speed())
         self.step += 1
+        memory = min(_MEMORY, self.step / (9 + self.step))  # the first steps count less, the fewer there are of them
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self._average.values()), list(self.network.state_dict().values()), 1 - memory)
         self._sum += loss
         metrics = {"train:loss:batch": loss}
         if self.step % self.per_epoch == 0:
@@ -84,10 +90,17 @@ class Training:
         return metrics
 
     def finish(self) -> None:
-        """Take the best epoch's network, where that was asked for."""
-        if self._best is not None:
-            self.network.load_state_dict(self._best)
-            self.loss = self._best_loss
+        """Take the averaged weights (Polyak and Juditsky, 1992), of the best epoch where that was asked for.
+
+        A value of a category that occurs in no series gets the mean of what those that occur have learned.
+        """
+        self.network.load_state_dict(self._average if self._best is None else self._best)
+        self.loss = self.loss if self._best is None else self._best_loss
+        with torch.no_grad():
+            for table, seen in zip(self.network.embeddings, self._seen, strict=True):
+                assert isinstance(table, nn.Embedding)
+                others = np.setdiff1d(np.arange(table.num_embeddings), seen)
+                table.weight[others] = table.weight[seen].mean(dim=0)
 
     def close(self) -> None:
         """Give back what the strategy holds."""
@@ -103,6 +116,7 @@ class Training:
             "waited": Entry(self._waited),
         }
         state |= {f"network/{name}": Entry(_copy(value)) for name, value in self.network.state_dict().items()}
+        state |= {f"average/{name}": Entry(_copy(value)) for name, value in self._average.items()}
         for number, parameter in enumerate(self.network.parameters()):
             moments = self._stepper.optimizer.state.get(parameter, {})
             if moments:
@@ -136,6 +150,7 @@ class Training:
                     "exp_avg": first[str(number)],
                     "exp_avg_sq": second[str(number)],
                 }
+        self._average = _named(state, "average/")
         self._best = _named(state, "best/") or None
 
     def _share(self) -> Share:
@@ -167,7 +182,7 @@ class Training:
             return
         if self.loss < self._best_loss:
             self._best_loss, self._waited = self.loss, 0
-            self._best = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+            self._best = {name: value.clone() for name, value in self._average.items()}
         else:
             self._waited += 1
 

@@ -10,6 +10,7 @@ import numpy as np
 from ..phases import PHASES
 from . import sound
 from .curves import Curve
+from .forecasts import forecasts_figure
 from .reading import TrackedJob
 from .summary import PARTS
 
@@ -41,6 +42,7 @@ def figures_of(job: TrackedJob) -> list[dict[str, Any]]:
     begun, resources = _begun(job), job.resources()
     figures = [
         _curves({name: curve for name, curve in curves.items() if not name.startswith("train:seconds")}),
+        _forecasts(job.forecasts()),
         _ranks(job.windows(), resources, begun),
         _phases({name.removeprefix("train:seconds_"): c for name, c in curves.items() if name.startswith("train:seconds_")}),
         *_resources(resources, begun),
@@ -52,6 +54,11 @@ def figures_of(job: TrackedJob) -> list[dict[str, Any]]:
 
 def _figure(heading: str, data: Sequence[Mapping[str, Any]], height: int, **layout: Any) -> dict[str, Any]:
     return {"heading": heading, "data": list(data), "layout": {"height": height, "margin": {"t": 20}, **layout}}
+
+
+def _forecasts(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    data, layout = forecasts_figure(records)
+    return {"heading": "Forecasts of channel test", "data": data, "layout": layout}
 
 
 def _title(text: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,12 +20,13 @@ from phalanx.algorithms.deepar_lstm import Runner
 from phalanx.algorithms.deepar_network import PARAMETERS, negative_log_likelihood
 from phalanx.algorithms.deepar_reading import Shape, check_values, parsed, shape_of
 from phalanx.algorithms.deepar_series import Series
-from phalanx.algorithms.deepar_training import make_network
+from phalanx.algorithms.deepar_training import Training, make_network
 from phalanx.algorithms.deepar_windows import Prepared
 from phalanx.algorithms.kernels import paths as path_loops
 from phalanx.contracts import Array, Json, Records
 from phalanx.errors import AlgorithmError, UserError
 from phalanx.hyperparameters import parse
+from phalanx.parallel.collective import Solo
 
 DAY = Frequency.parse("D")
 START = "2024-02-27 00:00:00"
@@ -53,7 +55,10 @@ def test_a_window_holds_what_lies_where_it_says() -> None:
     assert window.scale[0] == pytest.approx(scale)
     assert window.cat.tolist() == [[1]]
     for step in range(7):
-        expected = [known[18 + step - lag] / scale if 18 + step >= lag else 0 for lag in lags]
+        places = [18 + step - lag for lag in lags]
+        expected = [
+            known[place] / scale if place >= 0 and place != 20 else 1 for place in places
+        ]  # missing: the context's mean
         np.testing.assert_allclose(window.inputs[step, 0, : len(lags)], expected, rtol=1e-6)
     calendar = DAY.features(DAY.times(np.datetime64("2024-02-27T00:00:00", "s"), 40))[18:25]
     np.testing.assert_array_equal(window.inputs[:, 0, len(lags) : len(lags) + calendar.shape[1]], calendar)
@@ -191,6 +196,27 @@ def test_values_that_are_not_allowed(name: str, value: str) -> None:
 
 def test_values_of_a_likelihood_may_be_missing() -> None:
     check_values("beta", np.array([0.5, np.nan]), "line 1")
+
+
+def test_a_missing_lag_is_the_mean_of_the_context_with_its_sign() -> None:
+    window = Prepared([series(np.array([-2.0, -2, -4, -4]))], DAY, 4, 3).windows(np.array([0]), np.array([4]))
+    assert window.scale[0] == 3.0
+    np.testing.assert_allclose(window.inputs[0, 0, : len(DAY.lags())], -1.0)
+
+
+def test_a_category_that_never_occurs_is_the_mean_of_those_that_do() -> None:
+    session: Any = SimpleNamespace(world=Solo(), seed=0, device="cpu")
+    given = wanted(cardinality="[4]", batches_per_epoch=2, mini_batch_size=8)
+    rows = [series(np.arange(1.0, 41), cat=number % 3) for number in range(6)]
+    with Runner(1) as runner:
+        training = Training(session, given, rows, shape_of(rows, given), runner)
+        while not training.done:
+            training.learn()
+        before = training._average["embeddings.0.weight"].clone()
+        training.finish()
+    table = training.network.embeddings[0].weight
+    torch.testing.assert_close(table[:3], before[:3])
+    torch.testing.assert_close(table[3], before[:3].mean(dim=0))
 
 
 def untrained(**given: Any) -> DeepAR:

@@ -21,14 +21,15 @@ def cut(values, features, lags, places, context, inputs, target, observed, scale
         lags: (L,) how far inputs look back.
         places: (B,) where each window's first value lies.
         context: steps whose mean magnitude is the scale.
-        inputs: (T, B, L + F) written: values at the lags, divided by the scale, 0 where missing; features.
+        inputs: (T, B, L + F) written: values at the lags, or the context's mean where one is
+            missing (0 where that is not known either), divided by the scale; then features.
         target: (T, B) written: values, 0 where missing.
         observed: (T, B) written: 1 where a value is known.
         scale: (B,) written: mean magnitude of what is known in the context; 1 where that is nothing or zeros.
     """
     steps, count = inputs.shape[0], lags.shape[0]
     for b in range(places.shape[0]):
-        total, known = 0.0, 0
+        total, plain, known = 0.0, 0.0, 0
         for t in range(steps):
             value = values[places[b] + t]
             there = not np.isnan(value)
@@ -36,16 +37,18 @@ def cut(values, features, lags, places, context, inputs, target, observed, scale
             observed[t, b] = np.float32(1) if there else np.float32(0)
             if there and t < context:
                 total += abs(np.float64(value))
+                plain += np.float64(value)
                 known += 1
         of = np.float32(total / known) if total > 0.0 else np.float32(1)
         of = of if of > 0 else np.float32(1)
         scale[b] = of
         share = np.float32(1) / of
+        empty = np.float32(plain / known) * share if known > 0 else np.float32(0)
         for t in range(steps):
             place = places[b] + t
             row = inputs[t, b]
             for k in range(count):
                 value = values[place - lags[k]]
-                row[k] = np.float32(0) if np.isnan(value) else value * share
+                row[k] = empty if np.isnan(value) else value * share
             for k in range(features.shape[1]):
                 row[count + k] = features[place, k]

@@ -1,4 +1,4 @@
-"""`application/x-parquet`: columns of numbers, the label first where there is one."""
+"""`application/x-parquet`: columns of numbers, the label first where there is one; or series, a row each."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Any, BinaryIO, cast, final
 
 import numpy as np
 
-from ...contracts import Array
+from ...contracts import Array, Records
 from ...errors import UserError
 from ..format import Options, RowIndex, Table, every_stride
 from ..kernels import transpose
 from ..lines import in_threads
 from ..source import Source
+from .parquet_records import records_of
 
 _VALUES = 1 << 22  # made rows of at once
 _TABLE_BYTES = 128 << 20  # decoded at once where row groups are small enough: three times as fast as piece by piece
@@ -28,6 +29,9 @@ class Parquet:
         """See `Format.index`; a row's place is its number."""
         if not source.raw.seek(0, 2):
             return RowIndex(0, np.zeros(1, dtype=np.int64), None)
+        records = records_of(source)
+        if records is not None:
+            return RowIndex(records.rows, every_stride(np.arange(records.rows), records.rows), None)
         reader = _reader(source, options)
         rows = reader.rows
         extra = options.label_size + options.weight_size
@@ -37,6 +41,9 @@ class Parquet:
 
     def read(self, source: Source, index: RowIndex, start: int, stop: int, options: Options) -> Table:
         """See `Format.read`."""
+        records = records_of(source)
+        if records is not None:
+            return Table(Records(records.read(start, stop)))
         side, features = _reader(source, options).read(start, stop)
         bad = np.argwhere(~np.isfinite(side))
         if len(bad):
