@@ -58,6 +58,7 @@ class Forecaster:
             self._biases[number] = b + c
         self._head = np.ascontiguousarray(_numbers(network.head.weight).T)
         self._offset = _numbers(network.head.bias)
+        self._highway = np.ascontiguousarray(_numbers(network.highway.weight).T)  # (L, P)
 
     def samples(
         self, series: Sequence[Series], begin: Sequence[int], paths: int, seeds: Sequence[int], runner: Runner
@@ -94,13 +95,14 @@ class Forecaster:
         ahead[:, : len(lags)][lags <= steps[:, None]] = 0  # the series may hold what is to be forecast
         near = lags[lags < len(ahead)]
         known = ahead @ self._of_inputs[: self._inputs] + base
+        offset = ahead[:, : len(lags)] @ self._highway + self._offset
         first = np.concatenate([self._of_inputs[: len(near)], self._of_states])
         scale, code = float(windows.scale[number]), CODES[self._wanted.likelihood]
         for block, begin in enumerate(range(0, len(found), _BLOCK)):
             own = (seed + block * 0x9E3779B1) & 0xFFFFFFFF
             loops.sample(
                 code, np.uint32(own), scale, states, cells, known, near, first, self._others, self._biases, self._head,
-                self._offset, found[begin : begin + _BLOCK],
+                self._highway[: len(near)], offset, found[begin : begin + _BLOCK],
             )  # fmt: skip
 
     def _read(self, inputs: Array, base: Array) -> tuple[Array, Array]:

@@ -24,8 +24,12 @@ STATIC = 1  # inputs of a window beside the embeddings: the logarithm of its sca
 class Network(nn.Module):
     """Embeddings, stacked LSTMs, and the layer that gives the parameters.
 
+    The lags also go straight to the parameters, through weights that are 0 at first: what repeats itself need not be kept in
+    the cells, and the level of long forecasts does not drift (the highway of Lai, Chang, Yang and Liu, 2018).
+
     Args:
-        inputs: numbers of a step, without static ones.
+        inputs: numbers of a step, without static ones; lags come first.
+        lags: how many of them.
         cardinality: values of each category.
         embedding: most numbers of an embedding.
         layers: of LSTMs.
@@ -35,21 +39,31 @@ class Network(nn.Module):
     """
 
     def __init__(
-        self, inputs: int, cardinality: list[int], embedding: int, layers: int, cells: int, likelihood: Likelihood, seed: int
+        self,
+        inputs: int,
+        lags: int,
+        cardinality: list[int],
+        embedding: int,
+        layers: int,
+        cells: int,
+        likelihood: Likelihood,
+        seed: int,
     ) -> None:
         super().__init__()
-        self.inputs = inputs
+        self.inputs, self.lags = inputs, lags
         sizes = [min(embedding, (count + 1) // 2 + 1) for count in cardinality]
         with torch.random.fork_rng(devices=[]):
             self.embeddings = nn.ModuleList(nn.Embedding(count, size) for count, size in zip(cardinality, sizes, strict=True))
             widths = [inputs + STATIC + sum(sizes), *[cells] * (layers - 1)]
             self.lstms = nn.ModuleList(nn.LSTM(width, cells) for width in widths)
             self.head = nn.Linear(cells, PARAMETERS[likelihood])
+            self.highway = nn.Linear(lags, PARAMETERS[likelihood], bias=False)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for name, weights in self.named_parameters():
                 bound = 1.0 if name.startswith("embeddings") else 1 / math.sqrt(cells)
                 weights.uniform_(-bound, bound, generator=generator)
+            self.highway.weight.zero_()
 
     def embedded(self, static: Tensor, cat: Tensor) -> Tensor:
         """Return what is the same for all steps of windows (B, S): static inputs, and what stands for categories (B, C)."""
@@ -75,9 +89,9 @@ class Network(nn.Module):
             runner: that computes the layers where they are on the CPU.
         """
         whole = self.embedded(static, cat)
-        found: Tensor = self.head(
-            self._fused(inputs, whole, dropout, runner) if inputs.device.type == "cpu" else self._plain(inputs, whole, dropout)
-        )
+        fused = inputs.device.type == "cpu"
+        hidden = self._fused(inputs, whole, dropout, runner) if fused else self._plain(inputs, whole, dropout)
+        found: Tensor = self.head(hidden) + self.highway(inputs[..., : self.lags])
         return found
 
     def _fused(self, inputs: Tensor, whole: Tensor, dropout: Dropout, runner: Runner) -> Tensor:

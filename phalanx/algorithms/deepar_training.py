@@ -189,9 +189,9 @@ class Training:
 
 def make_network(wanted: DeepARHyperparameters, shape: Shape, width: int, seed: int) -> Network:
     """Return a network for series of a shape, with new weights."""
-    return Network(
-        width, shape.cardinality, wanted.embedding_dimension, wanted.num_layers, wanted.num_cells, wanted.likelihood, seed
-    )
+    lags = len(Frequency.parse(wanted.time_freq).lags())
+    layers, cells, likelihood = wanted.num_layers, wanted.num_cells, wanted.likelihood
+    return Network(width, lags, shape.cardinality, wanted.embedding_dimension, layers, cells, likelihood, seed)
 
 
 def _named(state: State, prefix: str) -> dict[str, Tensor]:

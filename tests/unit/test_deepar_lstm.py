@@ -23,7 +23,7 @@ NO_DROPOUT = Dropout(0.0, np.zeros(WINDOWS, np.uint32))
 
 
 def network(layers: int, inputs: int = INPUTS) -> Network:
-    return Network(inputs, [3], 4, layers, CELLS, "student-T", seed=1)
+    return Network(inputs, 2, [3], 4, layers, CELLS, "student-T", seed=1)
 
 
 def windows(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -45,7 +45,7 @@ def test_layers_and_their_gradients_are_those_of_torch(layers: int) -> None:
     with Runner(2) as runner:
         found = net(inputs, static, cat, NO_DROPOUT, runner)
         slopes = gradients(found, net)
-    expected = net.head(net._plain(inputs, net.embedded(static, cat), NO_DROPOUT))
+    expected = net.head(net._plain(inputs, net.embedded(static, cat), NO_DROPOUT)) + net.highway(inputs[..., :2])
     np.testing.assert_allclose(found.detach(), expected.detach(), atol=2e-6)
     for name, slope in gradients(expected, net).items():
         np.testing.assert_allclose(slopes[name], slope, atol=2e-5 * max(1, np.abs(slope).max()), err_msg=name)
@@ -112,7 +112,9 @@ def test_forecasts_are_the_network_fed_with_its_own_answers() -> None:
     frequency, values = Frequency.parse("D"), np.abs(np.random.default_rng(0).normal(size=80)).astype(np.float32) + 1
     one = Series(np.datetime64("2024-01-05", "s"), values, np.array([2]), np.zeros((0, 80), np.float32))
     width = Prepared([one], frequency, 15, 12).width
-    net = Network(width, [3], 4, 2, CELLS, "deterministic-L1", seed=1)
+    net = Network(width, len(frequency.lags()), [3], 4, 2, CELLS, "deterministic-L1", seed=1)
+    with torch.no_grad():
+        net.highway.weight.copy_(torch.linspace(-0.05, 0.05, net.lags)[None])
     begin = 60
     with Runner(2) as runner:
         found = Forecaster(net, wanted()).samples([one], [begin], 130, [5], runner)

@@ -53,11 +53,11 @@ def draw(likelihood, p, scale):
 
 @njit(
     "void(i8, u4, f8, f4[:, ::1], f4[:, ::1], f4[:, ::1], i8[::1], f4[:, ::1], f4[:, :, ::1], f4[:, :, ::1], f4[:, ::1], "
-    "f4[::1], f4[:, ::1])",
+    "f4[:, ::1], f4[:, ::1], f4[:, ::1])",
     nogil=True,
     cache=True,
 )
-def sample(likelihood, number, scale, states, cells, known, lags, first, others, biases, head, offset, out):
+def sample(likelihood, number, scale, states, cells, known, lags, first, others, biases, head, highway, offset, out):
     """Write the paths of one series.
 
     Args:
@@ -72,7 +72,8 @@ def sample(likelihood, number, scale, states, cells, known, lags, first, others,
         others: (N - 1, 2 H, 4 H) weights of inputs and states of the other layers.
         biases: (N - 1, 1, 4 H) of the other layers.
         head: (H, P).
-        offset: (P,).
+        highway: (L, P) weights of these lags.
+        offset: (T, P) of each step: the bias, and what the other lags come to.
         out: (S, T) written, not scaled.
     """
     np.random.seed(number)
@@ -116,7 +117,10 @@ def sample(likelihood, number, scale, states, cells, known, lags, first, others,
         np.dot(hidden, head, parameters)
         for p in range(paths):
             for k in range(parameters.shape[1]):
-                parameters[p, k] += offset[k]
+                total = parameters[p, k] + offset[t, k]
+                for lag in range(reach):
+                    total += bottom[p, lag] * highway[lag, k]
+                parameters[p, k] = total
             value = draw(likelihood, parameters[p], scale)
             out[p, t] = value
             past[t, p] = value / scale
