@@ -90,15 +90,17 @@ class DeepAR:
             metrics = training.learn()
             done = training.done
             if done:
-                training.finish()
-                self._network = training.network
+                self._take(training)
                 metrics["train:final_loss"] = training.loss
                 metrics |= backtest(session, wanted, self._forecasts(), test, runner)
             known = wanted.early_stopping_patience is None or done
             of = (training.step if done else training.steps) if known else None
             session.report(training.step, metrics, rows=wanted.mini_batch_size, of=of)
+        self._take(training)
+
+    def _take(self, training: Training) -> None:
         training.finish()
-        self._network = training.network
+        self._network, self._forecaster = training.network, None
 
     def predict(self, requests: Features) -> dict[str, Array]:
         """Forecast series: records with `start`, `target`, and what the model was trained with of `cat` and `dynamic_feat`.

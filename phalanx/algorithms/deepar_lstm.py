@@ -30,6 +30,8 @@ _BLOCK = 16  # windows that are computed at once
 class Runner:
     """Threads for blocks of windows, and the memory that blocks work in; a context manager that owns them.
 
+    Within, BLAS and torch take one thread: these threads do the spreading, and what is left to torch is too small to share.
+
     Args:
         threads: that blocks are spread over.
     """
@@ -42,6 +44,8 @@ class Runner:
 
     def __enter__(self) -> Self:
         self._resources.enter_context(single_threaded_blas())
+        self._resources.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
         if self._threads > 1:
             self._pool = self._resources.enter_context(ThreadPoolExecutor(self._threads - 1, "phalanx-windows"))
         return self
