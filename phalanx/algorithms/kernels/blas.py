@@ -16,6 +16,8 @@ _limit = ExitStack()
 
 @functools.cache
 def _controller() -> ThreadpoolController:
+    import scipy.linalg.cython_blas  # noqa: F401 - products in numba's kernels go there: it must be loaded to be found
+
     return ThreadpoolController()  # looks through the loaded libraries once: a few milliseconds
 
 
