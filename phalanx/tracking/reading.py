@@ -108,7 +108,7 @@ class TrackedJob:
 
     def forecasts(self) -> list[dict[str, Any]]:
         """Return the forecasts of a test of series, as rank 0 wrote them; nothing where there was none."""
-        return _lines(_bytes(storage.join(self.url, "output", "0-forecasts.jsonl")))
+        return sound.lines(_bytes(storage.join(self.url, "output", "0-forecasts.jsonl")))
 
     def events(self, *, follow: bool = True) -> Iterator[JobEvent]:
         """Yield what has happened and, while the job runs, what happens; ends with the job.
