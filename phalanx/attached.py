@@ -125,6 +125,8 @@ class Leading:
         self._compare(_marks(self._given, request))
         self._lead = Lead(self._meeting, self._stop)
         self._launcher.lead(self._lead)
+        if not (self._given.threads_per_worker or self._group.threads or self._group.local_size):
+            request = replace(request, threads=_share(self._lead.densest))
         self._check_places(request)
         if self._is_begun(request):
             self.job.resume = True
@@ -301,9 +303,14 @@ def _fitted(job: TrainingJob, group: Group, launcher: AttachLauncher, name: str 
             f"workers={job.workers} were asked for, and the group that {group.starter} started has {group.size}: leave workers "
             "out"
         )
-    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
-    threads = job.threads_per_worker or group.threads or max(1, cores // (group.local_size or 1))
+    threads = job.threads_per_worker or group.threads or _share(group.local_size or 1)
     return replace(job, workers=group.size, launcher=launcher, name=name, threads_per_worker=threads)
+
+
+def _share(ranks: int) -> int:
+    """Return the threads of one of so many ranks on this machine."""
+    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
+    return max(1, cores // ranks)
 
 
 def _marks(job: TrainingJob, request: Request) -> dict[str, str]:

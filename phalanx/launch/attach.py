@@ -122,6 +122,11 @@ class Lead:
         """Whether all ranks are on this machine."""
         return self._is_local
 
+    @property
+    def densest(self) -> int:
+        """Ranks on the machine that has most of them."""
+        return max(place.local_size for place in self._places)
+
     def start(self, spec: WorkerSpec) -> AttachedWorkers:
         """See `AttachLauncher.start`."""
         for peer in self.peers:

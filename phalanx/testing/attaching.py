@@ -20,8 +20,8 @@ _SECONDS = 30.0
 
 def rehearsed_groups(size: int, **changes: Any) -> list[Group]:
     """Return what each rank of a group on this machine would find in its environment."""
-    fields: dict[str, Any] = {"run": secrets.token_hex(8), **changes}
-    return [Group("a rehearsal", rank, size, rank, size, LOOPBACK, 0, **fields) for rank in range(size)]
+    fields: dict[str, Any] = {"run": secrets.token_hex(8), "local_size": size, "address": LOOPBACK, "port": 0, **changes}
+    return [Group(starter="a rehearsal", rank=rank, size=size, local_rank=rank, **fields) for rank in range(size)]
 
 
 @final

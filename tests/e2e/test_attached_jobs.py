@@ -183,6 +183,14 @@ def test_outside_of_a_group_there_is_nothing_to_attach_to(digits: Path, tmp_path
         job(digits, tmp_path, launcher="attach").run(progress=False)
 
 
+def test_ranks_that_do_not_know_of_each_other_share_the_cores(
+    digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    run_all([job(digits, tmp_path, threads_per_worker=None) for _ in range(2)], local_size=None)
+    assert json.loads((tmp_path / "job" / "job.json").read_text())["threads_per_worker"] == 4
+
+
 def test_workers_must_be_those_of_the_group(digits: Path, tmp_path: Path) -> None:
     (error,) = run_all([job(digits, tmp_path, workers=4)])
     assert isinstance(error, UserError)
