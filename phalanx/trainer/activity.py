@@ -73,6 +73,10 @@ class Activity:
         for hook in self._hooks:
             hook.remove()
 
+    def within(self, module: torch.nn.Module) -> None:
+        """Say that it was entered while this module is being called already, by a hook of it."""
+        self._enter(module, ())
+
     def read(self) -> dict[str, dict[str, Any]]:
         """Return what has enough rows by now, as `Tensors.activations` has it, and begin anew with these."""
         found = {}

@@ -125,6 +125,11 @@ class Statistics:
                 self._observer.cost(kind, look.step, spent, self._name)
                 spent = 0.0  # of both, where both were looked at
 
+    def within(self, module: torch.nn.Module) -> None:
+        """Say that the step began while this module was being called already."""
+        if self.look is not None and self.look.tensors and self._activity is not None:
+            self._activity.within(module)
+
     def drop(self) -> None:
         """Forget a look at a step that came to nothing."""
         if self.look is not None and self.look.tensors and self._activity is not None:

@@ -49,6 +49,7 @@ class _Watched:
         self._pairs.clear()
         self._step = step
         self._statistics.begin(step)
+        self._statistics.within(module)
 
     def _keep(self, loss: torch.nn.Module, inputs: Any) -> None:
         look = self._statistics.look

@@ -78,7 +78,8 @@ elif defect == "overfitting":
     train.y[wrong] = torch.randint(10, (int(wrong.sum()),))
 elif defect == "rare":
     kept = (train.y == 0) | ((train.y == 1) & (torch.arange(1400) < 45))
-    train.x, train.y = train.x[kept].repeat(10, 1, 1, 1), train.y[kept].repeat(10)
+    train.x, train.y, epochs = train.x[kept].repeat(10, 1, 1, 1), train.y[kept].repeat(10), 40
+    held_out.x, held_out.y = held_out.x[held_out.y < 2], held_out.y[held_out.y < 2]
 elif defect == "stumbling":
     whole, calls = net.forward, [0]
 

@@ -65,6 +65,26 @@ def test_gradients_weights_and_activations_of_every_step(events: Events) -> None
     assert sum(map(sum, labels[0]["confusion"])) == 256
 
 
+class _Plain(torch.nn.Module):
+    """Calls a function of torch itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(6, 16), torch.nn.Linear(16, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.last(torch.relu(self.first(x)))
+        return found
+
+
+def test_plain_calls_of_the_module_are_seen(events: Events) -> None:
+    net, loss = _Plain(), torch.nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    watch(net, optimizer)
+    _train(net, optimizer, loss, steps=2, parts=2)
+    assert [list(look["activations"]) for look in _seen(events, "tensors")] == [["module.relu"]] * 2
+
+
 def test_parts_of_a_step_are_one_look(events: Events) -> None:
     net, loss = _net(), torch.nn.CrossEntropyLoss()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
