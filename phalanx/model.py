@@ -137,12 +137,13 @@ def predict_file(model: Model, source: str, sink: str, *, content_type: str | No
     rows = 0
     writer: ResponseWriter | None = None
     # libsvm rows count as they did in training
-    index_base = registry.entry(model.algorithm).index_base if model.index_base is None else model.index_base
+    entry = registry.entry(model.algorithm)
+    index_base = entry.index_base if model.index_base is None else model.index_base
     chunks = read_requests(source, content_type, columns=width, batch_rows=REQUEST_ROWS, index_base=index_base)
     with storage.replacing_writer(sink) as out:
         for features in chunks:
             if writer is None:
-                writer = ResponseWriter(out, accept)
+                writer = ResponseWriter(out, accept, entry.answers)
             writer.write(model.predict(features))
             rows += len(features)
         if writer is None:

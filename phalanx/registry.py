@@ -31,6 +31,7 @@ class Entry:
     prepares: str | None = None  # "package.module:function" that makes of opened channels what workers of a sweep share
     index_base: int = 1  # of libsvm files, unless the content type says
     elastic: bool = False  # learns the same bits whatever the number of workers
+    answers: str = "predictions"  # what a JSON document calls the list of its answers
 
 
 _BUILT_IN = {
@@ -71,6 +72,7 @@ _BUILT_IN = {
         "anomaly scores from trees of random cuts; time series and streams too",
         preload=("phalanx.algorithms.random_cut_forest", "phalanx.algorithms.random_cut_forest_stream"),
         elastic=True,
+        answers="scores",
     ),
     "xgboost": Entry(
         "phalanx.algorithms.xgboost:XGBoost",

@@ -139,12 +139,12 @@ class KMeans(ClusterMixin, _Estimator):  # type: ignore[misc]
     """
 
     def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
-        """Cluster rows (N, D), dense or sparse.
+        """Cluster rows (N, D), dense or sparse; dense ones of bytes (uint8) are held as they are.
 
         Raises:
             ValueError: rows or parameters that do not fit.
         """
-        rows = validate_data(self, X, accept_sparse="csr", dtype=np.float32, order="C")
+        rows = validate_data(self, X, accept_sparse="csr", dtype=(np.float32, np.uint8), order="C")
         count, wanted = rows.shape[0], self.n_clusters
         if count < wanted:
             raise ValueError(f"n_samples={count} should be at least n_clusters={wanted}")
@@ -361,7 +361,8 @@ def expected_failed_checks(estimator: BaseEstimator) -> dict[str, str]:
 def _features(rows: Any) -> Array | Csr:
     """Return validated rows as the algorithms take them."""
     if not scipy.sparse.issparse(rows):
-        own: Array = np.require(rows, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])  # kernels take no read-only arrays
+        kind = np.uint8 if rows.dtype == np.uint8 else np.float32
+        own: Array = np.require(rows, kind, ["C_CONTIGUOUS", "WRITEABLE"])  # kernels take no read-only arrays
         return own
     rows = rows.tocsr()
     if not rows.has_canonical_format:

@@ -154,17 +154,19 @@ class ResponseWriter:
     Args:
         out: where the bytes go.
         accept: the content type of the answers.
+        name: of their list in a JSON document.
 
     Raises:
         UserError: an unknown content type.
     """
 
-    def __init__(self, out: BinaryIO, accept: str) -> None:
+    def __init__(self, out: BinaryIO, accept: str, name: str = "predictions") -> None:
         kind = _ACCEPTS.get(accept.split(";")[0].strip().lower())
         if kind is None:
             raise UserError(f"answers cannot be written as '{accept}'; {nearest(accept, _ACCEPTS)}")
         self._out = out
         self._kind = kind
+        self._opening = f'{{"{name}": ['
         self._begun = False
 
     def write(self, columns: Mapping[str, Array]) -> None:
@@ -176,7 +178,7 @@ class ResponseWriter:
             return
         rows = self._csv_rows(columns) if self._kind == "csv" else self._json_rows(columns)
         if self._kind == "json":
-            text = ("" if self._begun else '{"predictions": [') + (", " if self._begun else "") + ", ".join(rows)
+            text = (", " if self._begun else self._opening) + ", ".join(rows)
         else:
             text = "".join(row + "\n" for row in rows)
         self._begun = True
@@ -185,7 +187,7 @@ class ResponseWriter:
     def close(self) -> None:
         """Finish the document; `out` stays open."""
         if self._kind == "json":
-            self._out.write(b"]}\n" if self._begun else b'{"predictions": []}\n')
+            self._out.write(("" if self._begun else self._opening).encode() + b"]}\n")
 
     def _json_rows(self, columns: Mapping[str, Array]) -> list[str]:
         texts = [[f"{json.dumps(name)}: {cell}" for cell in _json_cells(column)] for name, column in columns.items()]

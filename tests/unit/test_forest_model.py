@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from phalanx.algorithms.random_cut_forest import RandomCutForest, RandomCutFores
 from phalanx.algorithms.random_cut_forest_sample import Sample, Shingles, windows_of
 from phalanx.contracts import Array, Collective
 from phalanx.errors import UserError
+from phalanx.model import Model, predict_file
 from phalanx.parallel.threads import run_threads
 from phalanx.testing.algorithm_checks import model_files
 from phalanx.testing.sessions import MemorySession, Rows
@@ -134,3 +136,13 @@ def test_labels_that_are_none_are_refused_by_every_rank(tmp_path: Path) -> None:
 
     for message in run_threads(2, main):
         assert "channel 'test', row 71: the label is 2; 1 (an anomaly) or 0 is needed (or 1 or -1)" in message
+
+
+def test_answers_are_called_scores(tmp_path: Path) -> None:
+    learned = trained(WANTED, wave(100), tmp_path)
+    (tmp_path / "rows.csv").write_text("0.1\n0.2\n9\n")
+    model = Model("random_cut_forest", {}, learned)
+    predict_file(model, str(tmp_path / "rows.csv"), str(tmp_path / "out"), content_type="text/csv", accept="application/json")
+    answers = json.loads((tmp_path / "out").read_text())
+    assert list(answers) == ["scores"]
+    assert [list(answer) for answer in answers["scores"]] == [["score"]] * 3

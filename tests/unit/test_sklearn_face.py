@@ -107,3 +107,10 @@ def test_a_pickled_estimator_answers_as_before() -> None:
     rows, label = load_iris(return_X_y=True)
     for model in (face.KMeans(n_clusters=3).fit(rows), face.XGBoostClassifier(n_estimators=3).fit(rows, label)):
         np.testing.assert_array_equal(copy.deepcopy(model).predict(rows), model.predict(rows))
+
+
+def test_bytes_are_clustered_like_floats() -> None:
+    rows = load_digits().data
+    by_bytes, by_floats = (face.KMeans(n_clusters=10, random_state=0).fit(rows.astype(kind)) for kind in (np.uint8, np.float32))
+    np.testing.assert_array_equal(by_bytes.cluster_centers_, by_floats.cluster_centers_)
+    np.testing.assert_array_equal(by_bytes.labels_, by_floats.labels_)

@@ -220,6 +220,11 @@ def test_answers_as_json() -> None:
         ]
     }
     assert json.loads(written("application/json")) == {"predictions": []}
+    out = io.BytesIO()
+    writer = ResponseWriter(out, "application/json", "scores")
+    writer.write(TWO)
+    writer.close()
+    assert json.loads(out.getvalue()) == {"scores": [{"score": 1e-07, "predicted_label": 1.0}]}
     lines = written("application/jsonlines", ONE, TWO).splitlines()
     assert [json.loads(line) for line in lines] == json.loads(body)["predictions"]
 
