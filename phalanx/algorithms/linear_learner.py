@@ -65,7 +65,7 @@ class LinearLearner:
         from .linear_learner_fit import Training  # numba takes a second to load
 
         session.restore({"algorithm": self})
-        with single_threaded_blas():  # here for all of it: to set the limit for every product would take a tenth of the time
+        with single_threaded_blas():  # once for all of it: setting the limit at every product takes time, too
             self._training = Training(session, self.hyperparameters, self._restored)
             self._training.run(self)
 
