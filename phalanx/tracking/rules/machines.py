@@ -12,6 +12,8 @@ from typing import ClassVar, final
 
 from .seen import Window
 
+_FIRST_STEPS = 5  # in which one rank may load or compile what the others have
+
 
 @final
 @dataclass(slots=True)
@@ -81,7 +83,7 @@ class IOBottleneck:
 @final
 @dataclass(slots=True)
 class LoadBalancing:
-    """One rank keeps the others waiting.
+    """One rank keeps the others waiting, after the first steps.
 
     Args:
         threshold: share of the slowest rank's working time that the others, on average, do not work.
@@ -90,7 +92,7 @@ class LoadBalancing:
 
     watches: ClassVar[str] = (
         "over `patience` quarters of a second the ranks other than the slowest work less than 1 - `threshold` of "
-        "its time: names the slow rank"
+        "its time: names the slow rank; the first five steps do not count"
     )
     sees: ClassVar[tuple[type, ...]] = (Window,)
     threshold: float = 0.5
@@ -104,7 +106,7 @@ class LoadBalancing:
 
     def see(self, seen: Window) -> str | None:
         """See `Rule`."""
-        if seen.size < 2 or seen.slot <= self._judged:
+        if seen.size < 2 or seen.slot <= self._judged or seen.step < _FIRST_STEPS:
             return None
         slot = self._slots.setdefault(seen.slot, {})
         slot[seen.rank] = seen
