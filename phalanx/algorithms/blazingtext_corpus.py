@@ -9,13 +9,13 @@ from typing import IO, final
 
 import numpy as np
 
-from ..contracts import Array, Features, Json, Records, Session, Shard
+from ..contracts import Array, Collective, Features, Json, Records, Session, Shard
 from ..errors import UserError, nearest
 from ..parallel.collective import together
 from .blazingtext_vocabulary import LABEL, Table
 
 Where = Callable[[int], str]
-_FEWEST_LINES, _MOST_LINES, _STEPS = 64, 8192, 16
+_FEWEST_LINES, _MOST_LINES, _STEPS = 64, 16384, 16
 
 
 @final
@@ -46,6 +46,10 @@ class Spill:
             self._file.readinto(array.data)  # type: ignore[attr-defined]
             found.append(array)
         return found
+
+    def lengths(self, place: int = 0) -> list[int]:
+        """Return the length of an array of every number, the first unless said."""
+        return [places[place][1] for places in self._kept]
 
     def close(self) -> None:
         """Give the file back."""
@@ -154,3 +158,27 @@ def pieces(tokens: Array, size: int) -> list[Array]:
     wanted = np.arange(1, max(len(tokens) // size, 1)) * size
     cuts = np.unique(ends[np.searchsorted(ends, wanted)]) if len(ends) else wanted[:0]
     return [piece for piece in np.split(tokens, cuts) if len(piece)]
+
+
+def runs(tokens: Array, count: int) -> list[Array]:
+    """Cut tokens where lines end into `count` runs of about one size; some may be empty."""
+    if count == 1:
+        return [tokens]
+    ends = np.concatenate([[0], np.flatnonzero(tokens == -1) + 1])
+    wanted = np.arange(1, count) * len(tokens) // count
+    return np.split(tokens, ends[np.searchsorted(ends, wanted, side="right") - 1])
+
+
+def turns_of_steps(world: Collective, lengths: Sequence[int], size: int) -> tuple[Array, Array]:
+    """Collective. Return the turns of every step, the same on all ranks, and the mean of the ranks' work in it.
+
+    Args:
+        world: the ranks; one alone does a step in one turn.
+        lengths: what this rank does in every step.
+        size: what a rank does in a turn, at most.
+    """
+    mine = np.array(lengths, np.int64)
+    longest, work = world.all_reduce(mine, "max"), world.all_reduce(mine) / world.size
+    if world.size == 1:
+        return np.ones(len(mine), np.int64), work
+    return np.maximum(-(-longest // size), 1), work

@@ -62,7 +62,7 @@ class BlazingTextHyperparameters:
     lines_per_step: int | Literal["auto"] = hyper(
         "auto",
         low=1,
-        help="lines of a step, over all workers, which then exchange what they learnt; auto: a sixteenth of all, 64 to 8192",
+        help="lines of a step, over all workers, which then exchange what they learnt; auto: a sixteenth of all, 64 to 16384",
     )
 
     @property

@@ -12,8 +12,8 @@ import numpy as np
 from ..contracts import Array, Entry, Session, State
 from ..errors import UserError
 from ..parallel.collective import together
-from .blazingtext_corpus import Spill, count_channel, encoded, lines_of_step, train_channel
-from .blazingtext_exchange import combine
+from .blazingtext_corpus import Spill, count_channel, encoded, lines_of_step, train_channel, turns_of_steps
+from .blazingtext_exchange import Exchange
 from .blazingtext_hyperparameters import BlazingTextHyperparameters
 from .blazingtext_model import Model, started, stride_of
 from .blazingtext_vocabulary import LINE_END, merged
@@ -22,6 +22,7 @@ from .kernels.words import LINE_END as END
 from .kernels.words import bags
 
 _PIECE = 64  # lines that a thread takes at once
+_TURN = 64  # lines of a turn, after which ranks exchange common rows
 _MOST_WEIGHED = 1000  # labels; more of them make a tree
 _EVALUATED_LINES = 4096
 
@@ -180,36 +181,75 @@ class LabelTraining:
         finally:
             spill.close()
         self._tree = tree_of(wanted, vocabulary.label_counts)
+        lines = [length // 2 - 1 for length in self._spill.lengths(2)]
+        self._turns, self._work = turns_of_steps(session.world, lines, _TURN)
+        self._exchange: Exchange | None = None  # made when learning begins, from what a checkpoint may have put back
         self._validation: list[Bags] | None = None
 
     def learn(self, step: int) -> tuple[dict[str, float], int]:
         """Collective. Do step `step`, counted from 0; return its metrics and lines."""
         epoch, at = divmod(step, self._per_epoch)
-        model, world = self.model, self._session.world
+        world = self._session.world
         order = np.random.Generator(np.random.Philox(key=[self._session.seed & (2**64 - 1), epoch]))
         number = int(order.permutation(self._per_epoch)[at])
         lines = Bags(*self._spill[number])
-        before = [matrix.copy() if world.size > 1 else matrix for matrix in (model.inputs, model.outputs)]
         mine = np.random.Generator(np.random.Philox(key=[self._session.seed & (2**64 - 1), step * world.size + world.rank]))
         permuted = mine.permutation(len(lines))
-        parts = [permuted[start : start + _PIECE] for start in range(0, len(lines), _PIECE)]
-        done = np.minimum(np.arange(len(parts) + 1) * _PIECE / max(len(lines), 1), 1)
-        rates = self._wanted.learning_rate * (1 - (step + done) / self.steps)
-
-        def learn(part: Array, first: float, last: float) -> Array:
-            found: Array = loops.classify(*lines.arrays(), part, model.inputs, model.outputs, first, last, *self._tree.arrays())
-            return found
-
-        with ThreadPoolExecutor(self._session.threads) as threads:
-            found = np.sum(list(threads.map(learn, parts, rates[:-1], rates[1:])) or [np.zeros(2)], axis=0)
+        exchange = self._exchange or self._together()
+        found, turns = np.zeros(2), int(self._turns[number])
+        for turn, part in enumerate(np.array_split(permuted, turns)):
+            first, last = (self._wanted.learning_rate * (1 - (step + (turn + after) / turns) / self.steps) for after in (0, 1))
+            found += self._learn_lines(lines, part, first, last)
+            if exchange is None:
+                continue
+            work = self._work[number] / turns
+            if turn < turns - 1:
+                exchange.turn(turn + 1, work, first)
+            else:
+                exchange.end_step(work, first, [lines.rows[lines.rows >= 0], None])
         if world.size > 1:
-            combine(world, model.inputs, before[0])
-            combine(world, model.outputs, before[1])
             found = world.all_reduce(found)
         metrics = {"train:loss": float(found[0] / found[1])} if found[1] else {}
         if at == self._per_epoch - 1:
             metrics |= self._end_epoch(epoch)
         return metrics, min(self._lines, self._rows - number * self._lines)
+
+    def _together(self) -> Exchange | None:
+        """Collective. Return what brings ranks together, where there are several."""
+        world, model = self._session.world, self.model
+        if world.size > 1:
+            self._exchange = Exchange(world, [model.inputs, model.outputs], self._updates(), self._wanted.vector_dim)
+        return self._exchange
+
+    def _learn_lines(self, lines: Bags, order: Array, first: float, last: float) -> Array:
+        """Learn from the lines named, the threads from some each; return what kernels return."""
+        model, tree = self.model, self._tree.arrays()
+        parts = [order[start : start + _PIECE] for start in range(0, len(order), _PIECE)]
+        done = np.minimum(np.arange(len(parts) + 1) * _PIECE / max(len(order), 1), 1)
+        rates = first + (last - first) * done
+
+        def learn(part: Array, begin: float, end: float) -> Array:
+            found: Array = loops.classify(*lines.arrays(), part, model.inputs, model.outputs, begin, end, *tree)
+            return found
+
+        if self._session.threads == 1 or len(parts) == 1:
+            found = list(map(learn, parts, rates[:-1], rates[1:]))
+        else:
+            with ThreadPoolExecutor(self._session.threads) as threads:
+                found = list(threads.map(learn, parts, rates[:-1], rates[1:]))
+        total: Array = np.sum(found or [np.zeros(2)], axis=0)
+        return total
+
+    def _updates(self) -> list[Array]:
+        """Collective. Return the updates that a line brings each row of inputs and outputs; see `Exchange`."""
+        inputs = np.zeros(len(self.model.inputs), np.float64)
+        for step in range(len(self._spill)):
+            rows, counts, *_ = self._spill[step]
+            known = rows >= 0
+            np.add.at(inputs, rows[known], counts[known])
+        inputs = self._session.world.all_reduce(inputs)
+        length = inputs.sum() / self._rows  # of a line: its rows share what it moves
+        return [inputs / self._rows / length, np.ones(len(self.model.outputs))]
 
     def state_dict(self) -> State:
         """Return what early stopping has seen."""

@@ -9,14 +9,16 @@ from typing import final
 import numpy as np
 
 from ..contracts import Array, Session
-from .blazingtext_corpus import count_channel, lines_of_step, pieces, train_channel
-from .blazingtext_exchange import combine
+from .blazingtext_corpus import count_channel, lines_of_step, pieces, runs, train_channel, turns_of_steps
+from .blazingtext_exchange import Exchange
 from .blazingtext_hyperparameters import BlazingTextHyperparameters
 from .blazingtext_model import Model, expanded, reachable, started, stride_of
 from .blazingtext_vocabulary import Vocabulary, merged
 from .kernels.blazingtext import learn_means, learn_windows
 
 _PIECE = 1 << 14  # tokens that a thread takes at once
+_PIECE_OF_TURN = 1 << 12  # likewise, where ranks exchange rows between
+_TURN = 1 << 11, 1 << 14  # tokens of a turn, after which ranks exchange common rows: one for each four words, within these
 # What outputs, which start at zero, learn faster, over the epochs: one pass is too short for them else.
 _BOOSTS = {"skipgram": 1.5, "batch_skipgram": 0.75, "cbow": 3.0}
 _POWER = 0.75  # of the counts, for negatives; Mikolov et al., 2013
@@ -42,6 +44,7 @@ class VectorTraining:
         self._rows = train.rows
         self._per_epoch = -(-train.rows // self._lines)
         self.steps = self._per_epoch * wanted.epochs
+        self._exchange: Exchange | None = None  # made when learning begins, from what a checkpoint may have put back
         table, self._spill = count_channel(session, "train", train, self._lines, shuffle=False)
         try:
             vocabulary, self._numbers = merged(session.world, table, wanted.min_count, classifies=False, lines=train.rows)
@@ -49,7 +52,10 @@ class VectorTraining:
             self.model = _begun(vocabulary, wanted, session.seed)
             self._keep = chances(vocabulary.counts, wanted.sampling_threshold)
             self._alias = alias_table(vocabulary.counts.astype(np.float64) ** _POWER)
+            self._parts = expanded(vocabulary, wanted, self.model.rows_of_buckets())
             self._learn = self._kernel()
+            turn = min(max(len(vocabulary) // 4, _TURN[0]), _TURN[1])
+            self._turns, self._work = turns_of_steps(session.world, self._spill.lengths(), turn)
         except BaseException:
             self._spill.close()
             raise
@@ -57,28 +63,74 @@ class VectorTraining:
     def learn(self, step: int) -> tuple[dict[str, float], int]:
         """Collective. Do step `step`, counted from 0; return its metrics and lines."""
         number = step % self._per_epoch
-        model, world = self.model, self._session.world
-        before = [matrix.copy() if world.size > 1 else matrix for matrix in (model.inputs, model.outputs)]
+        world, rate = self._session.world, self._wanted.learning_rate
         tokens = self._numbers[self._spill[number][0]]
-        parts = pieces(tokens, _PIECE)
         generator = np.random.Generator(
             np.random.Philox(key=[self._session.seed & (2**64 - 1), step * world.size + world.rank])
         )
-        seeds = generator.integers(1, 2**63, len(parts), dtype=np.uint64)
-        done = np.concatenate([[0], np.cumsum([len(part) for part in parts])]) / max(len(tokens), 1)
-        rates = self._wanted.learning_rate * (1 - (step + done) / self.steps)
-        with ThreadPoolExecutor(self._session.threads) as threads:
-            found = np.sum(list(threads.map(self._learn, parts, rates[:-1], rates[1:], seeds)) or [np.zeros(3)], axis=0)
+        exchange = self._exchange or self._together()
+        found, turns = np.zeros(3), int(self._turns[number])
+        for turn, run in enumerate(runs(tokens, turns)):
+            first, last = (rate * (1 - (step + (turn + after) / turns) / self.steps) for after in (0, 1))
+            found += self._learn_run(run, first, last, generator)
+            if exchange is None:
+                continue
+            work = self._work[number] / turns
+            if turn < turns - 1:
+                exchange.turn(turn + 1, work, first)
+            else:
+                exchange.end_step(work, first, [self._touched(tokens), None])
         if world.size > 1:
-            combine(world, model.inputs, before[0])
-            combine(world, model.outputs, before[1])
             found = world.all_reduce(found)
         metrics = {"train:loss": float(found[0] / found[1])} if found[1] else {}
         return metrics, min(self._lines, self._rows - number * self._lines)
 
+    def _together(self) -> Exchange | None:
+        """Collective. Return what brings ranks together, where there are several."""
+        world, model = self._session.world, self.model
+        if world.size > 1:
+            self._exchange = Exchange(world, [model.inputs, model.outputs], self._updates(), self._wanted.vector_dim)
+        return self._exchange
+
+    def _learn_run(self, tokens: Array, first: float, last: float, generator: np.random.Generator) -> Array:
+        """Learn from a run of tokens, the threads from a piece each; return what kernels return."""
+        parts = pieces(tokens, _PIECE if self._session.world.size == 1 else _PIECE_OF_TURN)
+        seeds = generator.integers(1, 2**63, len(parts), dtype=np.uint64)
+        done = np.concatenate([[0], np.cumsum([len(part) for part in parts])]) / max(len(tokens), 1)
+        rates = first + (last - first) * done
+        given = parts, rates[:-1], rates[1:], seeds
+        if self._session.threads == 1 or len(parts) == 1:
+            found = list(map(self._learn, *given))
+        else:
+            with ThreadPoolExecutor(self._session.threads) as threads:
+                found = list(threads.map(self._learn, *given))
+        total: Array = np.sum(found or [np.zeros(3)], axis=0)
+        return total
+
     def close(self) -> None:
         """Give the files back."""
         self._spill.close()
+
+    def _updates(self) -> list[Array]:
+        """Return the updates that a word of text brings each row of inputs and outputs; see `Exchange`."""
+        wanted, counts = self._wanted, self.model.vocabulary.counts
+        kept = counts / counts.sum() * (self._keep / 2**32)
+        weights = counts.astype(np.float64) ** _POWER
+        outputs = kept + kept.sum() * wanted.negative_samples * weights / weights.sum()
+        inputs = np.zeros(len(self.model.inputs))
+        indptr, rows = self._parts
+        np.add.at(inputs, rows, np.repeat(kept, np.diff(indptr)))
+        contexts = wanted.window_size + 1  # of a word, in the mean
+        boost = 1 + _BOOSTS[wanted.mode] / wanted.epochs
+        return [inputs * contexts, outputs * boost / (contexts if wanted.mode == "cbow" else 1)]
+
+    def _touched(self, tokens: Array) -> Array:
+        """Return the rows of inputs that tokens may move."""
+        seen = np.zeros(len(self.model.vocabulary), bool)
+        seen[tokens[tokens >= 0]] = True
+        indptr, rows = self._parts
+        found: Array = rows[np.repeat(seen, np.diff(indptr))]
+        return found
 
     def _kernel(self) -> Callable[[Array, float, float, np.uint64], Array]:
         wanted, model = self._wanted, self.model
@@ -86,7 +138,7 @@ class VectorTraining:
         boost = _BOOSTS[wanted.mode]
         faster = np.float32(1 + boost / wanted.epochs)
         if wanted.mode == "cbow" or wanted.subwords:
-            indptr, rows = expanded(model.vocabulary, wanted, model.rows_of_buckets())
+            indptr, rows = self._parts
             cbow = wanted.mode == "cbow"
             return lambda tokens, first, last, seed: learn_means(tokens, *shared, cbow, faster, first, last, seed, indptr, rows)
         batch = wanted.batch_size if wanted.mode == "batch_skipgram" else 1
