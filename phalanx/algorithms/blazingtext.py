@@ -196,8 +196,7 @@ class BlazingText:
 
         if self._training is None or not self._step:
             return {"step": Entry(0)}
-        model = self._training.model
-        state = {"step": Entry(self._step), "inputs": Entry(model.inputs), "outputs": Entry(model.outputs)}
+        state = {"step": Entry(self._step), **self._matrices(self._training)}
         return state | (dict(self._training.state_dict()) if isinstance(self._training, LabelTraining) else {})
 
     def load_state_dict(self, state: State) -> None:
@@ -216,9 +215,21 @@ class BlazingText:
                 "the checkpoint is of other lines than those of channel 'train': its words or labels are not the same"
             )
         model.inputs[:], model.outputs[:] = inputs, outputs
+        exchange = training.exchange()
+        if exchange is not None:
+            exchange.load_state_dict(state)
         if isinstance(training, LabelTraining):
             training.load_state_dict(state)
         self._restored = None
+
+    @staticmethod
+    def _matrices(training: VectorTraining | LabelTraining) -> State:
+        """Return what all ranks have in common, and what a rank has learnt since."""
+        exchange = training.exchange()
+        if exchange is None:
+            return {"inputs": Entry(training.model.inputs), "outputs": Entry(training.model.outputs)}
+        state = dict(exchange.state_dict())
+        return {"inputs": state.pop("common_0"), "outputs": state.pop("common_1"), **state}
 
     def _of(self, training: VectorTraining | LabelTraining, stopped: bool) -> int:
         return self._step if stopped else training.steps

@@ -15,18 +15,18 @@ from typing import final
 
 import numpy as np
 
-from ..contracts import Array, Collective
+from ..contracts import Array, Collective, Entry, State
+from .kernels.moves import add_moves, put_moves, take_moves
 
 _COMMON, _KNOWN = (32, 2048), (4, 16384)  # one row in so many, at most so many rows, is exchanged every turn; every eighth
 _KNOWN_EVERY = 8
 _CHUNK = 1 << 14  # rows that are exchanged at once
 _SETTLING = 0.2  # how much nearer to its goal an update brings a row, over its rate; chosen on Wikipedia text
-_LARGEST = 60_000.0  # move that travels: in 16 bits
 
 
 @final
 class Exchange:
-    """Matrices that all ranks change, the same on all of them after every step.
+    """Matrices that all ranks change; between exchanges of all rows each rank is ahead of the others in its own rare ones.
 
     Args:
         world: the ranks.
@@ -39,9 +39,11 @@ class Exchange:
         self._world, self._matrices, self._dimension = world, matrices, dimension
         self._base = [matrix.copy() for matrix in matrices]
         self._updates = [np.asarray(one, np.float32) for one in updates]
-        self._order = [np.argsort(-one, kind="stable") for one in self._updates]
-        self._level = [_levels(order) for order in self._order]
+        parts = [_levels(np.argsort(-one, kind="stable")) for one in self._updates]
+        self._rows = list(zip(*parts, strict=True))  # of all matrices, by how often they go round
+        self._marks = [np.zeros(len(matrix), np.uint8) for matrix in matrices]  # rows moved since all were exchanged
         self._work = np.zeros(3)  # times its rate, since rows of each level were exchanged
+        self._undone = 0.0  # work since all rows were exchanged
 
     def turn(self, number: int, work: float, rate: float) -> None:
         """Collective. Exchange the commonest rows, with every eighth turn of a step more of them.
@@ -52,22 +54,50 @@ class Exchange:
             rate: learning rate.
         """
         self._work += work * rate
-        self._exchange(0, [order[level == 0] for order, level in zip(self._order, self._level, strict=True)])
+        self._undone += work
+        self._exchange(0, self._rows[0])
         if number % _KNOWN_EVERY == 0:
-            self._exchange(1, [order[level == 1] for order, level in zip(self._order, self._level, strict=True)])
+            self._exchange(1, self._rows[1])
 
-    def end_step(self, work: float, rate: float, moved: Sequence[Array | None]) -> None:
-        """Collective. Exchange all rows that any rank has moved; `moved` says which this rank may have (None: all)."""
-        self._work += work * rate
-        wanted = []
-        for matrix, rows in zip(self._matrices, moved, strict=True):
-            marks = np.full(len(matrix), rows is None, np.uint8)
-            if rows is not None:
-                marks[rows] = 1
-            wanted.append(marks if rows is None else self._world.all_reduce(marks, "max"))
+    def mark(self, moved: Sequence[Array | None]) -> None:
+        """Note which rows of every matrix this rank may have moved in a step; None: any."""
+        for marks, rows in zip(self._marks, moved, strict=True):
+            marks[slice(None) if rows is None else rows] = 1
+
+    def end_step(self, most: float, *, last: bool) -> None:
+        """Collective. Exchange all rows that any rank moved, if that is due.
+
+        Args:
+            most: units of work of a rank after which it is due.
+            last: it is due anyway.
+        """
+        if self._undone < most and not last:
+            return
+        self._undone = 0.0
+        wanted = [self._world.all_reduce(marks, "max") > 0 for marks in self._marks]
         for level in range(3):
-            pairs = zip(self._order, self._level, wanted, strict=True)
-            self._exchange(level, [order[(levels == level) & (marks[order] > 0)] for order, levels, marks in pairs])
+            self._exchange(level, [rows[marks[rows]] for rows, marks in zip(self._rows[level], wanted, strict=True)])
+        for marks in self._marks:
+            marks[:] = 0
+
+    def state_dict(self) -> State:
+        """Return the matrices that all ranks have, and the rows that this one alone has moved since."""
+        state = {"work": Entry(np.append(self._work, self._undone))}
+        for number, (matrix, base) in enumerate(zip(self._matrices, self._base, strict=True)):
+            rows = np.flatnonzero((matrix != base).any(axis=1))
+            state |= {f"common_{number}": Entry(base), f"own_rows_{number}": Entry(rows, "rank")}
+            state |= {f"own_{number}": Entry(matrix[rows], "rank"), f"marks_{number}": Entry(self._marks[number], "rank")}
+        return state
+
+    def load_state_dict(self, state: State) -> None:
+        """Put back what this rank alone had moved, on matrices that all ranks have; a rank that is new has moved nothing."""
+        if "work" not in state:
+            return
+        self._work, self._undone = np.array(state["work"].value[:3]), float(state["work"].value[3])
+        for number, matrix in enumerate(self._matrices):
+            if f"own_{number}" in state:
+                matrix[state[f"own_rows_{number}"].value] = state[f"own_{number}"].value
+                self._marks[number][:] = state[f"marks_{number}"].value
 
     def _exchange(self, level: int, rows: Sequence[Array]) -> None:
         """Collective. Exchange rows of all matrices; all ranks name the same."""
@@ -77,28 +107,27 @@ class Exchange:
 
     def _add_up(self, work: float, rows: Sequence[Array]) -> None:
         """Collective. Every rank adds up a part of the rows, and hands its sums to the others."""
-        world, columns = self._world, slice(self._dimension)
+        world = self._world
         pairs = list(zip(self._matrices, self._base, rows, strict=True))
-        moves = np.concatenate([matrix[at, columns] - base[at, columns] for matrix, base, at in pairs])
-        sent = np.clip(moves, -_LARGEST, _LARGEST).astype(np.float16)
+        ends = np.cumsum([len(at) for at in rows])[:-1]
+        moves = np.empty((sum(map(len, rows)), self._dimension), np.uint16)
+        for (matrix, base, at), part in zip(pairs, np.split(moves, ends), strict=True):
+            take_moves(matrix, base, at, part)
         shares = np.concatenate([_share(one[at] * work, world.size) for one, at in zip(self._updates, rows, strict=True)])
-        cuts = [len(sent) * rank // world.size for rank in range(world.size + 1)]
-        got = world.all_to_all([sent[first:last].ravel() for first, last in pairwise(cuts)])
-        total = np.sum([part.astype(np.float32) for part in got], axis=0).reshape(-1, self._dimension)
-        total *= shares[cuts[world.rank] : cuts[world.rank + 1], None]
-        summed = np.clip(total, -_LARGEST, _LARGEST).astype(np.float16)
-        whole = np.concatenate(world.all_gather(summed))
-        for (matrix, base, at), part in zip(pairs, np.split(whole, np.cumsum([len(at) for at in rows])[:-1]), strict=True):
-            base[at, columns] += part
-            matrix[at, columns] = base[at, columns]
+        cuts = [len(moves) * rank // world.size for rank in range(world.size + 1)]
+        got = world.all_to_all([moves[first:last].ravel() for first, last in pairwise(cuts)])
+        mine = slice(cuts[world.rank], cuts[world.rank + 1])
+        sums = np.empty((mine.stop - mine.start, self._dimension), np.uint16)
+        add_moves(np.concatenate(got).reshape(-1, self._dimension), shares[mine], world.size, sums)
+        whole = np.concatenate(world.all_gather(sums))
+        for (matrix, base, at), part in zip(pairs, np.split(whole, ends), strict=True):
+            put_moves(matrix, base, at, part)
 
 
-def _levels(order: Array) -> Array:
-    """Return for every place in the order of rows how often it goes round: 0 every turn, 1 every eighth, 2 once a step."""
-    level = np.full(len(order), 2, np.int8)
-    for number, (share, most) in ((1, _KNOWN), (0, _COMMON)):
-        level[: min(-(-len(order) // share), most)] = number
-    return level
+def _levels(order: Array) -> list[Array]:
+    """Cut the order of rows into those that go round every turn, every eighth, and with all rows."""
+    cuts = [min(-(-len(order) // share), most) for share, most in (_COMMON, _KNOWN)]
+    return np.split(order, cuts)
 
 
 def _share(work: Array, ranks: int) -> Array:

@@ -23,6 +23,7 @@ from .kernels.words import bags
 
 _PIECE = 64  # lines that a thread takes at once
 _TURN = 64  # lines of a turn, after which ranks exchange common rows
+_WHOLE = 1 << 11  # lines of a rank, after which all rows are exchanged
 _MOST_WEIGHED = 1000  # labels; more of them make a tree
 _EVALUATED_LINES = 4096
 
@@ -195,29 +196,27 @@ class LabelTraining:
         lines = Bags(*self._spill[number])
         mine = np.random.Generator(np.random.Philox(key=[self._session.seed & (2**64 - 1), step * world.size + world.rank]))
         permuted = mine.permutation(len(lines))
-        exchange = self._exchange or self._together()
+        exchange = self.exchange()
         found, turns = np.zeros(2), int(self._turns[number])
         for turn, part in enumerate(np.array_split(permuted, turns)):
             first, last = (self._wanted.learning_rate * (1 - (step + (turn + after) / turns) / self.steps) for after in (0, 1))
             found += self._learn_lines(lines, part, first, last)
             if exchange is None:
                 continue
-            work = self._work[number] / turns
-            if turn < turns - 1:
-                exchange.turn(turn + 1, work, first)
-            else:
-                exchange.end_step(work, first, [lines.rows[lines.rows >= 0], None])
-        if world.size > 1:
+            exchange.turn(turn + 1, self._work[number] / turns, first)
+        if exchange is not None:
+            exchange.mark([lines.rows[lines.rows >= 0], None])
+            exchange.end_step(_WHOLE, last=at == self._per_epoch - 1)
             found = world.all_reduce(found)
         metrics = {"train:loss": float(found[0] / found[1])} if found[1] else {}
         if at == self._per_epoch - 1:
             metrics |= self._end_epoch(epoch)
         return metrics, min(self._lines, self._rows - number * self._lines)
 
-    def _together(self) -> Exchange | None:
+    def exchange(self) -> Exchange | None:
         """Collective. Return what brings ranks together, where there are several."""
         world, model = self._session.world, self.model
-        if world.size > 1:
+        if world.size > 1 and self._exchange is None:
             self._exchange = Exchange(world, [model.inputs, model.outputs], self._updates(), self._wanted.vector_dim)
         return self._exchange
 

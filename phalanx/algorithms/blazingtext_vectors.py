@@ -18,7 +18,11 @@ from .kernels.blazingtext import learn_means, learn_windows
 
 _PIECE = 1 << 14  # tokens that a thread takes at once
 _PIECE_OF_TURN = 1 << 12  # likewise, where ranks exchange rows between
-_TURN = 1 << 11, 1 << 14  # tokens of a turn, after which ranks exchange common rows: one for each four words, within these
+_TURN = (
+    1 << 11,
+    1 << 14,
+)  # tokens of a turn, after which ranks exchange common rows: one for each four words, within these
+_WHOLE = 1 << 19  # tokens of a rank, after which all rows are exchanged
 # What outputs, which start at zero, learn faster, over the epochs: one pass is too short for them else.
 _BOOSTS = {"skipgram": 1.5, "batch_skipgram": 0.75, "cbow": 3.0}
 _POWER = 0.75  # of the counts, for negatives; Mikolov et al., 2013
@@ -68,27 +72,25 @@ class VectorTraining:
         generator = np.random.Generator(
             np.random.Philox(key=[self._session.seed & (2**64 - 1), step * world.size + world.rank])
         )
-        exchange = self._exchange or self._together()
+        exchange = self.exchange()
         found, turns = np.zeros(3), int(self._turns[number])
         for turn, run in enumerate(runs(tokens, turns)):
             first, last = (rate * (1 - (step + (turn + after) / turns) / self.steps) for after in (0, 1))
             found += self._learn_run(run, first, last, generator)
             if exchange is None:
                 continue
-            work = self._work[number] / turns
-            if turn < turns - 1:
-                exchange.turn(turn + 1, work, first)
-            else:
-                exchange.end_step(work, first, [self._touched(tokens), None])
-        if world.size > 1:
+            exchange.turn(turn + 1, self._work[number] / turns, first)
+        if exchange is not None:
+            exchange.mark([self._touched(tokens), None])
+            exchange.end_step(_WHOLE, last=number == self._per_epoch - 1)
             found = world.all_reduce(found)
         metrics = {"train:loss": float(found[0] / found[1])} if found[1] else {}
         return metrics, min(self._lines, self._rows - number * self._lines)
 
-    def _together(self) -> Exchange | None:
+    def exchange(self) -> Exchange | None:
         """Collective. Return what brings ranks together, where there are several."""
         world, model = self._session.world, self.model
-        if world.size > 1:
+        if world.size > 1 and self._exchange is None:
             self._exchange = Exchange(world, [model.inputs, model.outputs], self._updates(), self._wanted.vector_dim)
         return self._exchange
 
