@@ -58,15 +58,37 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "random_cut_forest": {"num_trees": 50},
     "factorization_machines": {"predictor_type": "regressor", "num_factors": 4, "epochs": 4, "mini_batch_size": 100},
 }
-KINDS = [*ALGORITHMS, "script:ddp", "script:zero2", "script:fsdp", "script:exact:micro_batches=12"]
+TEXTS: dict[str, dict[str, Any]] = {  # blazingtext, by mode
+    "batch_skipgram": {"vector_dim": 16, "epochs": 3, "min_count": 1, "lines_per_step": 300},
+    "cbow": {"vector_dim": 16, "epochs": 3, "min_count": 1, "lines_per_step": 300},
+    "supervised": {"vector_dim": 16, "epochs": 3, "min_count": 1, "buckets": 1000, "lines_per_step": 300},
+}
+SCRIPTS = ("script:ddp", "script:zero2", "script:fsdp", "script:exact:micro_batches=12")
+KINDS = [*ALGORITHMS, *(f"blazingtext:{mode}" for mode in TEXTS), *SCRIPTS]
 
 
 def job(kind: str, workers: int, data: Path, output: Path, name: str, **how: Any) -> phalanx.TrainingJob:
     given: dict[str, Any] = {"workers": workers, "output": str(output), "name": name, "threads_per_worker": 1, "seed": 3, **how}
     if kind.startswith("script:"):
         return phalanx.TrainingJob(script=str(data / "train.py"), strategy=kind.removeprefix("script:"), **given)
+    if kind.startswith("blazingtext:"):
+        mode = kind.removeprefix("blazingtext:")
+        lines = phalanx.Channel(url=str(data / "train.txt"), content_type="text/plain")
+        return phalanx.TrainingJob(
+            algorithm="blazingtext", inputs={"train": lines}, hyperparameters={"mode": mode, **TEXTS[mode]}, **given
+        )
     channel = phalanx.Channel(url=str(data / "train.csv"), content_type="text/csv;label_size=1")
     return phalanx.TrainingJob(algorithm=kind, inputs={"train": channel}, hyperparameters=ALGORITHMS[kind], **given)
+
+
+def write_text(path: Path, lines: int = 3000) -> None:
+    """Write labelled lines, each of one of ten topics' words."""
+    draw = random.Random(5)
+    with path.open("w", encoding="utf-8") as file:
+        for _ in range(lines):
+            topic = draw.randrange(10)
+            words = [f"word{topic}x{int(draw.paretovariate(1)) % 40}" for _ in range(12)]
+            file.write(f"__label__{topic} {' '.join(words)}\n")
 
 
 def digest(folder: Path) -> str:
@@ -87,6 +109,7 @@ def main() -> None:
         data.mkdir()
         write_sample("digits", data)
         (data / "train.py").write_text(SCRIPT)
+        write_text(data / "train.txt")
         s3 = _object_store() if "s3" in arguments.places else None
         wholes: dict[tuple[str, int], tuple[str, float]] = {}
         counts: dict[str, Counter[str]] = {kind: Counter() for kind in arguments.kinds}

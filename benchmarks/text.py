@@ -77,7 +77,7 @@ def ours(folder: Path, mode: str, options: argparse.Namespace) -> tuple[float, A
         shard.close()
         return model
 
-    model = rank(Solo()) if options.workers == 1 else run_threads(options.workers, rank)[0]
+    model = rank(Solo()) if options.workers == 1 else run_threads(options.workers, rank, timeout_s=3600)[0]
     return time.perf_counter() - begun, model
 
 

@@ -20,6 +20,7 @@ from .kernels.moves import add_moves, put_moves, take_moves
 
 _COMMON, _KNOWN = (32, 2048), (4, 16384)  # one row in so many, at most so many rows, is exchanged every turn; every eighth
 _KNOWN_EVERY = 8
+_FEWEST = 1024  # rows that go round every turn
 _CHUNK = 1 << 14  # rows that are exchanged at once
 _SETTLING = 0.2  # how much nearer to its goal an update brings a row, over its rate; chosen on Wikipedia text
 
@@ -126,7 +127,7 @@ class Exchange:
 
 def _levels(order: Array) -> list[Array]:
     """Cut the order of rows into those that go round every turn, every eighth, and with all rows."""
-    cuts = [min(-(-len(order) // share), most) for share, most in (_COMMON, _KNOWN)]
+    cuts = [min(max(len(order) // share, _FEWEST), most) for share, most in (_COMMON, _KNOWN)]
     return np.split(order, cuts)
 
 

@@ -18,10 +18,8 @@ from .kernels.blazingtext import learn_means, learn_windows
 
 _PIECE = 1 << 14  # tokens that a thread takes at once
 _PIECE_OF_TURN = 1 << 12  # likewise, where ranks exchange rows between
-_TURN = (
-    1 << 11,
-    1 << 14,
-)  # tokens of a turn, after which ranks exchange common rows: one for each four words, within these
+# Tokens of a turn, after which ranks exchange common rows: one for each four words, within these.
+_TURN = 1 << 7, 1 << 14
 _WHOLE = 1 << 19  # tokens of a rank, after which all rows are exchanged
 # What outputs, which start at zero, learn faster, over the epochs: one pass is too short for them else.
 _BOOSTS = {"skipgram": 1.5, "batch_skipgram": 0.75, "cbow": 3.0}
