@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 from ...data import kernels, recordio_kernels
-from . import bounds, factorization, forest, forest_stream, kmeans, linear, lstm, paths, series, swaps
+from . import (
+    blazingtext,
+    bounds,
+    factorization,
+    forest,
+    forest_stream,
+    kmeans,
+    labels,
+    linear,
+    lstm,
+    moves,
+    paths,
+    series,
+    swaps,
+    words,
+)
 
 
 def main() -> None:
     """Compile all kernels into numba's cache, or load those that lie there."""
     kernels.warm_up()
     recordio_kernels.warm_up()
-    modules = (bounds, factorization, forest, forest_stream, kmeans, linear, lstm, paths, series, swaps)
-    by_import = ", ".join(module.__name__ for module in modules)
+    tables = (bounds, factorization, forest, forest_stream, kmeans, linear, lstm, paths, series, swaps)
+    by_import = ", ".join(module.__name__ for module in (*tables, blazingtext, labels, moves, words))
     print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {by_import}")
 
 
