@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from phalanx.algorithms import blazingtext_exchange
 from phalanx.algorithms.blazingtext import BlazingText
 from phalanx.contracts import Array, Records
 from phalanx.hyperparameters import parse
 from phalanx.parallel.threads import run_threads
-from phalanx.testing.sessions import MemorySession, Rows
+from phalanx.testing.sessions import MemorySession, Rows, Snapshot
 
 TOPICS, WORDS = 20, 25  # words a topic
 VECTORS = {"vector_dim": 24, "epochs": 1, "min_count": 1, "sampling_threshold": 1e-3, "evaluation": False}
@@ -38,10 +39,14 @@ def made(lines: int, seed: int) -> list[tuple[int, str]]:
     return found
 
 
+def lines_for(mode: str) -> list[str]:
+    return [f"__label__{topic} {text}" if mode == "supervised" else text for topic, text in made(2000, 1)]
+
+
 def trained(folder: Path, mode: str, ranks: int) -> BlazingText:
     settings = {"mode": mode, **MODES[mode]}
     wanted = parse(BlazingText.Hyperparameters, settings, owner="blazingtext")
-    lines = [f"__label__{topic} {text}" if mode == "supervised" else text for topic, text in made(2000, 1)]
+    lines = lines_for(mode)
 
     def rank(world: Any) -> BlazingText:
         model = BlazingText(wanted)
@@ -76,3 +81,36 @@ def test_several_workers_learn_as_well_as_one(tmp_path: Path, mode: str) -> None
     assert alone > 0.5
     assert two > alone - 0.06
     assert four > alone - 0.1
+
+
+@pytest.mark.parametrize("mode", list(MODES))
+def test_a_rank_that_is_ahead_goes_on_from_there(tmp_path: Path, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blazingtext_exchange, "_FEWEST", 16)  # rows that go round every turn; the others are ahead for longer
+    wanted = parse(BlazingText.Hyperparameters, {"mode": mode, **MODES[mode]}, owner="blazingtext")
+    lines = Records(lines_for(mode))
+
+    def learnt(snapshots: list[Snapshot] | None, at: int | None, ranks: int) -> tuple[list[Array], list[Snapshot | None]]:
+        def rank(world: Any) -> tuple[BlazingText, Snapshot | None]:
+            model = BlazingText(wanted)
+            resumed = snapshots[min(world.rank, len(snapshots) - 1)] if snapshots else None
+            shard = Rows(lines).shard(rank=world.rank, size=world.size)
+            session = MemorySession({"train": shard}, tmp_path, world=world, snapshot_at=at, resumed=resumed)
+            model.fit(session)
+            return model, session.snapshot
+
+        found = run_threads(ranks, rank)
+        inputs = [model.state_dict()["inputs"].value for model, _ in found]
+        assert all((one == inputs[0]).all() for one in inputs)
+        return inputs, [snapshot for _, snapshot in found]
+
+    whole, kept = learnt(None, 5, 2)  # a step is an eighth or less of the epoch
+    snapshots = [one for one in kept if one is not None]
+    assert all(len(one.states["algorithm"]["own_rows_0"].value) for one in snapshots)
+    again, _ = learnt(snapshots, None, 2)
+    np.testing.assert_array_equal(again[0], whole[0])
+    learnt([Snapshot(one.step, {"algorithm": common(one)}) for one in snapshots], None, 3)
+
+
+def common(snapshot: Snapshot) -> Any:
+    """Return what a rank that is new finds in a checkpoint."""
+    return {name: entry for name, entry in snapshot.states["algorithm"].items() if entry.scope == "global"}
