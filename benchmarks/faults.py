@@ -2,9 +2,9 @@
 
     python benchmarks/faults.py [--cases 500] [--seed 0] [--kinds kmeans script:ddp …] [--places file s3]
 
-A case is a kind (an algorithm, blazingtext with a mode, or a script with a strategy), a number of workers, a place of checkpoints, and one to three
-times at which a random rank is killed with SIGKILL, from the start of the job until after its usual end. Undisturbed runs are
-made once a kind and number of workers. The S3 server is moto's, on loopback.
+A case is a kind (an algorithm, blazingtext with a mode, or a script with a strategy), a number of workers, a place of
+checkpoints, and one to three times at which a random rank is killed with SIGKILL, from the start of the job until after its
+usual end. Undisturbed runs are made once a kind and number of workers. The S3 server is moto's, on loopback.
 """
 
 from __future__ import annotations
