@@ -6,8 +6,6 @@ Machines are network namespaces that do not see the driver's folders (`tests/ray
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -215,12 +213,3 @@ def test_data_that_the_nodes_do_not_see_is_refused(place: Place, tmp_path: Path)
     rows.write_text("1,2\n3,4\n")
     with pytest.raises(UserError, match=r"does not see .*rows\.csv"):
         kmeans(place, "hidden", inputs={"train": str(rows)}, launcher="ray", cluster=Cluster(nodes=2)).run(progress=False)
-
-
-def test_a_driver_that_is_no_node_reaches_the_cluster(place: Place, undisturbed: bytes) -> None:
-    command = [sys.executable, "-m", "phalanx.cli", "train", "kmeans", "--train", f"{place.bucket}/train/", "--set", "k=3"]
-    command += ["--set", f"epochs={_STEPS}", "--set", "solver=stream", "--set", "mini_batch_size=1000", "--name", "client"]
-    command += ["--output", f"{place.bucket}/runs", "--threads-per-worker", "1", "--launcher", "ray", "--nodes", "2"]
-    ended = subprocess.run([*command, "--ray-address", place.machines.client], capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert storage.read_bytes(f"{place.bucket}/runs/client/model.tar.gz") == undisturbed
