@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import phalanx
 from phalanx import Categorical, Completion, Continuous, Integer, UserError, WarmStart, registry
 from phalanx.tuning import declared
 from phalanx.tuning.declared import Objective
+from phalanx.tuning.ending import completed
+from phalanx.tuning.search import Known
 from phalanx.tuning.table import best_of, counters, front_of, records
 from phalanx.tuning.trial import Trial, job_name
 
@@ -134,6 +137,19 @@ def test_best_front_and_counters() -> None:
     assert rows[5]["FinalObjectiveValue"] is None
     assert rows[0]["x"] == 0.0
     assert Trial.from_json(trials[0].to_json()) == trials[0]
+
+
+def test_a_stopped_trial_brings_no_improvement() -> None:
+    plan: Any = SimpleNamespace(
+        completion=Completion(not_improving=3), objectives=[Objective("validation:auc", "maximize")], ranges={"x": 1}
+    )
+    trials = [Trial(n, f"s-{n}", {}, status="Completed" if n == 0 else "Stopped") for n in range(4)]
+    final = {0: Known("Completed", (0.7,), 5)}
+    assert completed(plan, final, trials[:3]) is None
+    assert completed(plan, final, trials) == "NotImproving"
+    trials[3].status = "Failed"
+    assert completed(plan, final, trials) is None
+    assert completed(plan, {}, trials[1:]) is None
 
 
 def test_job_names() -> None:
