@@ -168,6 +168,7 @@ def stopping(options: argparse.Namespace) -> None:
                 ratio = tuner.best().objective / score
                 stopped = sum(t.status == "Stopped" for t in table_of)
                 rows.append([seed, kind, stopped, wall, seconds, seconds / base, steps / whole, ratio])
+                print(*(f"{cell:.4g}" if isinstance(cell, float) else cell for cell in rows[-1]), file=sys.stderr, flush=True)
     head = ["seed", "early stopping", "stopped", "wall s", "training s", "s of off", "steps of off", "best logloss of off"]
     for kind in ("median", "auto"):
         own = [row for row in rows if row[1] == kind]
