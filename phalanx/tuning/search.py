@@ -21,8 +21,7 @@ from .ranges import Continuous, Integer, Range, Values, active, at, contains, gr
 
 Strategy = Literal["bayesian", "random", "grid", "hyperband"]
 Directions = Sequence[Literal["minimize", "maximize"]]
-_FEWEST_KNOWN = 4  # results before the model is asked
-_MOST_STARTUP = 10  # points spread evenly before that
+_FEWEST_KNOWN, _MOST_KNOWN = 4, 10  # results before the model is asked, two for each range; until then points are spread evenly
 _AGAIN = 16  # tries to find a point of a countable space that no trial has had
 _REVERSED = "1 - "
 _CONSTRAINT = "constraints:"  # what Optuna's own names of them begin with
@@ -68,7 +67,7 @@ class Search:
         self._grid = grid(ranges) if strategy == "grid" else []
         self._size = size(ranges)
         self._conditional = any(found.only_if for found in ranges.values())
-        self._startup = min(_MOST_STARTUP, max(_FEWEST_KNOWN, 2 * len(ranges)))
+        self._startup = min(_MOST_KNOWN, max(_FEWEST_KNOWN, 2 * len(ranges)))
         self._directions = list(directions)
         self._observed = [(values, known) for values, known in observed if known.state == "Completed"]
         self._tried: dict[int, Values] = {}
@@ -148,7 +147,7 @@ class Search:
         width = len(self._ranges)
         if self._strategy == "random" or again >= _AGAIN // 2:
             return at(self._ranges, np.random.default_rng([self._seed, number, again]).random(width).tolist())
-        if self._results() < _FEWEST_KNOWN or number < self._startup:
+        if self._results() < self._startup:
             points = qmc.Sobol(width, seed=np.random.default_rng([self._seed, again]))
             if number:
                 points.fast_forward(number)
