@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 EXTRAS = {
     "xgboost": ["xgboost-cpu>=3.0"],  # the same library as `xgboost` (GPU, 132 MB and NCCL); install one of the two, never both
-    "ray": ["ray[train]>=2.60"],
+    "ray": ["ray[train]>=2.60", "psutil>=6"],
     "deepspeed": ["deepspeed>=0.19,<0.20"],
     "horovod": ["horovod>=0.28.1"],
     "tune": ["optuna>=5", "pandas>=2.2", "plotly>=6"],

@@ -7,9 +7,7 @@ is seen and told by this one.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import socket
-import struct
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +18,7 @@ from .. import environment
 from ..contracts import Event, Exit, Json, WorkerSpec
 from ..errors import PlatformError, to_record
 from ..scratch import Scratch
+from .interfaces import interface_of
 from .local import LOOPBACK, LocalWorkers
 from .stopping import StopRequest
 from .warm import acquire_server
@@ -28,7 +27,6 @@ from .wire import Connection, Log, Lost, Message
 _POLL_SECONDS = 0.1
 _LOG_BYTES = 1 << 20
 _PASSED_ON = (environment.OBSERVE, environment.HEARTBEAT)  # variables that rank 0 decides; no others are taken from it
-_SIOCGIFADDR = 0x8915
 
 
 @final
@@ -209,19 +207,3 @@ class FollowingThread:
         if self.spec is None:
             raise PlatformError("rank 0 was told to start nothing")
         return self.spec
-
-
-def interface_of(address: str) -> str:
-    """Return the name of the network interface of this machine that has an IPv4 address.
-
-    Raises:
-        PlatformError: none has it.
-    """
-    address = address.removeprefix("::ffff:")
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            with contextlib.suppress(OSError):
-                answer = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-                if socket.inet_ntoa(answer[20:24]) == address:
-                    return name
-    raise PlatformError(f"no network interface of this machine has the address {address}: set GLOO_SOCKET_IFNAME to its name")

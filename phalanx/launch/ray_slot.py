@@ -21,6 +21,7 @@ from .. import environment
 from ..contracts import Event, Exit, WorkerSpec
 from ..errors import PlatformError, to_record
 from . import carrying
+from .interfaces import interface_of
 from .local import LocalWorkers
 from .warm import acquire_server, close_servers
 
@@ -258,13 +259,3 @@ class Slot:
             time.sleep(_LEASE_CHECK_SECONDS)
         self.close()
         os._exit(1)
-
-
-def interface_of(address: str) -> str:
-    """Return the name of the network interface that has an address."""
-    import psutil
-
-    for name, found in psutil.net_if_addrs().items():
-        if any(a.address == address for a in found):
-            return str(name)
-    raise PlatformError(f"no network interface of this node has the address {address} that Ray knows it by")
