@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from . import sound
+
 _PANELS = 6
 _COLUMNS = 2
 _BLUE = "31, 119, 180"
@@ -19,7 +21,7 @@ def forecasts_figure(records: Sequence[Mapping[str, Any]]) -> tuple[list[dict[st
     Args:
         records: lines of `forecasts.jsonl`: series, window, begin, history, actual, mean and quantiles.
     """
-    whole = [r for r in records if r.get("quantiles") and r.get("actual")]
+    whole = [r for r in records if _is_whole(r)]
     last = max((int(r.get("window", 1)) for r in whole), default=1)
     ranked = sorted((r for r in whole if int(r.get("window", 1)) == last), key=lambda r: (_error(r), r.get("series", 0)))
     count = min(_PANELS, len(ranked))
@@ -79,6 +81,19 @@ def _panel(record: Mapping[str, Any], panel: int) -> list[dict[str, Any]]:
     ]
     found += [{**axes, "x": x, "y": y, "name": name, "legendgroup": name, "line": line} for name, x, y, line in lines]
     return found
+
+
+def _is_whole(record: Mapping[str, Any]) -> bool:
+    """Return whether a line holds a forecast: one that was cut or written by something else may not."""
+    quantiles, actual, history = record.get("quantiles"), record.get("actual"), record.get("history")
+    if not isinstance(quantiles, dict) or not isinstance(actual, list) or not isinstance(history, list) or not actual:
+        return False
+    places = sound.number(record.get("begin")), sound.number(record.get("window"))
+    known = [value for value in (*actual, *history) if value is not None]
+    drawn = [values for values in quantiles.values() if isinstance(values, list) and len(values) == len(actual)]
+    numbers = all(sound.number(value) is not None for values in (known, *drawn) for value in values)
+    levels = all(name.replace(".", "", 1).isdigit() for name in quantiles)
+    return None not in places and bool(drawn) and len(drawn) == len(quantiles) and numbers and levels
 
 
 def _axis(panel: int) -> str:

@@ -41,3 +41,12 @@ def test_a_panel_has_a_band_history_what_came_and_the_median() -> None:
 
 def test_without_forecasts_there_is_nothing_to_draw() -> None:
     assert forecasts_figure([])[0] == []
+
+
+def test_lines_that_hold_no_forecast_are_passed_over() -> None:
+    whole = record(0, 0.5)
+    broken = [{}, {**whole, "begin": "soon"}, {**whole, "quantiles": {"0.5": [1.0]}}, {**whole, "actual": ["a", 1.0]}]
+    broken += [{**whole, "quantiles": {"half": [1.0, 2.0]}}, {**whole, "history": None}, {**whole, "actual": []}]
+    data, layout = forecasts_figure([*broken, whole])
+    assert len(layout["annotations"]) == 1
+    assert len(data) == 4
