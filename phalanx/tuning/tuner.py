@@ -15,6 +15,7 @@ from ..contracts import Json
 from ..data.channel import Channel
 from ..errors import EXIT_SIGTERM, AlgorithmError, UserError, nearest
 from ..job import TrainingJob
+from ..launch.attach import AttachLauncher
 from ..launch.stopping import StopRequest
 from . import declared
 from .claim import claimed
@@ -353,7 +354,7 @@ def _jobs(strategy: Strategy, space: Mapping[str, Range], max_jobs: int | None) 
 
 def _room(job: TrainingJob, wanted: int, memory_gb: float | None, deterministic: bool) -> tuple[int, int, str]:
     """Return trials at once, threads of each worker, and why."""
-    if job.launcher == "attach":
+    if job.launcher == "attach" or isinstance(job.launcher, AttachLauncher):
         raise UserError(
             "a sweep starts the workers of its trials itself: launcher 'attach' is for single jobs; give local or ray"
         )
