@@ -63,10 +63,12 @@ class LinearLearner:
         """
         from .kernels.blas import single_threaded_blas
         from .linear_learner_fit import Training  # numba takes a second to load
+        from .linear_learner_objective import Crew
 
         session.restore({"algorithm": self})
-        with single_threaded_blas():  # once for all of it: setting the limit at every product takes time, too
-            self._training = Training(session, self.hyperparameters, self._restored)
+        # the limit once for all of it: setting it at every product takes time, too
+        with single_threaded_blas(), Crew(session.threads) as crew:
+            self._training = Training(session, self.hyperparameters, self._restored, crew)
             self._training.run(self)
 
     def predict(self, requests: Features) -> dict[str, Array]:

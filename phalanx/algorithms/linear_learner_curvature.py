@@ -20,7 +20,7 @@ from .fixed_point import grid, snap
 from .kernels import linear as loops
 from .kernels.blas import single_threaded_blas
 from .linear_learner_data import Piece
-from .linear_learner_objective import run
+from .linear_learner_objective import Crew
 
 # whose eigenvectors are taken: it costs their cube; and passes that end early, as they mostly do where there are many more,
 # then fit weak directions before strong ones, which answers new rows less well (Fashion-MNIST: log loss 0.51 against 0.45)
@@ -94,7 +94,7 @@ def measure(
     *,
     use_bias: bool,
     missed: bool,
-    threads: int,
+    crew: Crew,
 ) -> Curvature:
     """Collective. Return the curvature of the rows in `pieces`.
 
@@ -106,7 +106,7 @@ def measure(
         slope_change: second derivative of a row's loss at score zero.
         use_bias: whether a bias is learnt.
         missed: whether some columns may be in rows that are not among these.
-        threads: that this rank may use.
+        crew: of threads.
     """
     columns = len(largest)
     full = columns <= MOST_COLUMNS
@@ -114,7 +114,7 @@ def measure(
     of_column = np.ldexp(1.0, np.frexp(largest)[1])  # a product of two columns is at most the product of these
     anchor = float(np.ldexp(1.5, addends.bit_length() + 1))
     parts: list[tuple[Array, int]] = []
-    run(lambda piece: parts.append((_moments(piece, anchors, of_column, anchor, full=full), len(piece))), pieces, threads)
+    crew.run(lambda piece: parts.append((_moments(piece, anchors, of_column, anchor, full=full), len(piece))), pieces)
     sums, count = np.zeros((columns + 1, columns)) if full else np.zeros((2, columns)), 0.0
     for part, rows in parts:
         sums += part

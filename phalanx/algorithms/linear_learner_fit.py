@@ -21,7 +21,7 @@ from .linear_learner_data import Piece, Reader
 from .linear_learner_descent import Descent, Schedule
 from .linear_learner_hyperparameters import LinearLearnerHyperparameters
 from .linear_learner_losses import loss_of, slope_change
-from .linear_learner_objective import Objective, scores
+from .linear_learner_objective import Crew, Objective, scores
 from .linear_learner_screening import KEPT, LOOSER, PASSES, screening
 from .linear_learner_solver import Penalty, Solver
 from .reading import copies, train_channel, used_channels
@@ -42,10 +42,12 @@ class Training:
         session: of the job.
         wanted: hyperparameters.
         restored: what `state_dict` gave, to go on from.
+        crew: of threads.
     """
 
-    def __init__(self, session: Session, wanted: LinearLearnerHyperparameters, restored: State | None) -> None:
+    def __init__(self, session: Session, wanted: LinearLearnerHyperparameters, restored: State | None, crew: Crew) -> None:
         self._session = session
+        self._crew = crew
         self._wanted = wanted
         _check_channels(session, wanted)
         self._train = session.channels["train"]
@@ -58,7 +60,7 @@ class Training:
             session.world,
             loss_of(wanted),
             class_weights(wanted, survey, candidates),
-            threads=session.threads,
+            crew=crew,
             largest=survey.largest,
             largest_label=survey.largest_label + wanted.margin,
             largest_weight=survey.largest_weight,
@@ -197,7 +199,7 @@ class Training:
             slope_change(self._wanted),
             use_bias=self._wanted.use_bias,
             missed=every > 1 and self._survey.sparse,
-            threads=self._session.threads,
+            crew=self._crew,
         )
 
     @property

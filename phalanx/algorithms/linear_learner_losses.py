@@ -27,22 +27,10 @@ class Loss(Protocol):
 
 @final
 class Logistic:
-    """log(1 + exp(-z)) for label 1, log(1 + exp(z)) for label 0."""
-
-    def evaluate(self, z: Array, y: Array) -> tuple[Array, Array]:
-        sign = (1 - 2 * y).astype(np.float32)[:, None, None]  # float32 is enough: sums of losses and slopes are float64
-        turned = z.astype(np.float32)
-        turned *= sign
-        small = np.exp(-np.abs(turned))
-        loss = np.maximum(turned, 0)
-        below = 1 + small
-        loss += np.log(below)
-        np.copyto(small, 1, where=turned > 0)
-        small /= below
-        small *= sign
-        return loss[:, :, 0], small
+    """log(1 + exp(-z)) for label 1, log(1 + exp(z)) for label 0; `kernels.logistic` evaluates it."""
 
     def largest_slope(self, gap: Array) -> Array:
+        """See `Loss`."""
         return np.ones_like(gap)
 
 
@@ -134,7 +122,7 @@ class Regression:
                 return loss, np.clip(e, -self._delta, self._delta)
 
 
-def loss_of(wanted: LinearLearnerHyperparameters) -> Loss:
+def loss_of(wanted: LinearLearnerHyperparameters) -> Loss | Logistic:
     """Return the loss that the hyperparameters ask for."""
     match wanted.loss_name:
         case "logistic":

@@ -9,14 +9,15 @@ Legend of shapes: N rows, D columns, P candidates, K outputs of a row, M = P·K.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import final
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Self, final
 
 import numpy as np
 
 from ..contracts import Array, Collective, Csr
 from .fixed_point import grid, snap
 from .kernels import linear as loops
+from .kernels import logistic
 from .kernels.blas import single_threaded_blas
 from .linear_learner_data import Piece, rows_of
 from .linear_learner_losses import Logistic, Loss
@@ -34,7 +35,7 @@ class Objective:
         world: the ranks.
         loss: of a row.
         class_weight: (classes, P) factors of a row's loss by its class and the candidate; (1, P) in regression.
-        threads: that this rank may use.
+        crew: of threads.
         largest: (D,) bounds of the normalised features.
         largest_label: bound of the normalised labels.
         largest_weight: bound of row weights.
@@ -44,10 +45,10 @@ class Objective:
     def __init__(
         self,
         world: Collective,
-        loss: Loss,
+        loss: Loss | Logistic,
         class_weight: Array,
         *,
-        threads: int,
+        crew: Crew,
         largest: Array,
         largest_label: float,
         largest_weight: float,
@@ -56,7 +57,7 @@ class Objective:
         self._world = world
         self._loss = loss
         self._class_weight = class_weight
-        self._threads = threads
+        self._crew = crew
         self._largest = largest
         self._largest_label = largest_label
         self._largest_weight = largest_weight * float(class_weight.max())
@@ -74,26 +75,23 @@ class Objective:
             gradients: whether they are wanted; zeros otherwise.
         """
         columns, models, outputs = weights.shape[0] - 1, weights.shape[1], weights.shape[2]
-        flat = weights.reshape(columns + 1, models * outputs)
+        flat = np.ascontiguousarray(weights.reshape(columns + 1, models * outputs))
         grids = _Grids(self, flat, models)
         class_weight = self._class_weight[:, active]
         plain = bool((class_weight == 1).all())
 
-        fused = gradients and flat.shape[1] == 1 and isinstance(self._loss, Logistic)
-
         def work(group: Piece) -> None:
             part = grids.mine()
             part.weight += float(snap(group.weight, grids.weight).sum())
-            if fused and isinstance(group.features, Csr):
-                factor = np.zeros(0)
-                if not plain or (group.weight != 1).any():
-                    factor = group.weight * class_weight[_classes(group.label, len(class_weight)), 0]
-                _add_logistic(group.features, group.label, factor, flat, grids, part)
+            factor: Array | None = None
+            if not plain or (group.weight != 1).any():
+                factor = group.weight[:, None] * class_weight[_classes(group.label, len(class_weight))]
+            if isinstance(self._loss, Logistic):
+                _add_logistic(group, factor, flat, grids, part, gradients=gradients)
                 return
             z = scores(group.features, flat, group.block).reshape(len(group), models, outputs)
             loss, slope = self._loss.evaluate(z, group.label)
-            if not plain or (group.weight != 1).any():
-                factor = group.weight[:, None] * class_weight[_classes(group.label, len(class_weight))]
+            if factor is not None:
                 loss, slope = loss * factor, slope * factor[:, :, None]
             part.loss += snap(loss, grids.loss).sum(axis=0)
             if not gradients:
@@ -102,7 +100,8 @@ class Objective:
             part.gradient[-1] += snap(slopes, grids.score).sum(axis=0)
             _add_gradient(group, slopes, grids, part.gradient)
 
-        run(work, _groups(pieces, models * outputs), self._threads)
+        whole = isinstance(self._loss, Logistic)  # whose kernels go through a piece chunk by chunk
+        self._crew.run(work, pieces if whole else _groups(pieces, models * outputs))
         total = grids.total()
         loss = self._world.all_reduce(np.append(total.loss, total.weight))
         gradient = total.gradient.reshape(weights.shape)
@@ -196,32 +195,53 @@ def scores(features: Array | Csr, flat: Array, block: int) -> Array:
     return np.asarray(found + flat[-1])
 
 
-def run(work: Callable[[Piece], None], groups: Iterable[Piece], threads: int) -> None:
-    """Do `work` on every group of rows, spread over threads."""
-    with single_threaded_blas():
-        if threads == 1:
+@final
+class Crew:
+    """Threads that share the rows of every pass; a context manager, at whose end they are gone.
+
+    Args:
+        threads: that work, the caller's among them.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._helpers = threads - 1
+        self._pool = ThreadPoolExecutor(max(self._helpers, 1))  # starts a thread when there is something to do
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def run(self, work: Callable[[Piece], None], groups: Iterable[Piece]) -> None:
+        """Do `work` on every group of rows; no more of them are held than there are threads, twice."""
+        waiting: list[Future[None]] = []
+        with single_threaded_blas():
             for group in groups:
-                work(group)
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            for _ in pool.map(work, groups):
-                pass
+                for one in [one for one in waiting if one.done()]:
+                    waiting.remove(one)
+                    one.result()
+                if len(waiting) < 2 * self._helpers:
+                    waiting.append(self._pool.submit(work, group))
+                else:
+                    work(group)
+            for one in waiting:
+                one.result()
 
 
-def _add_logistic(features: Csr, label: Array, factor: Array, flat: Array, grids: _Grids, part: _Part) -> None:
-    """Add losses and gradient of sparse rows for one candidate, read once."""
-    loops.sparse_logistic(
-        features.indptr,
-        features.indices,
-        features.values,
-        label,
-        factor,
-        flat.reshape(-1),
-        grids.column * grids.of_score[0],
-        float(grids.score[0]),
-        float(grids.loss[0]),
-        part.gradient.reshape(-1),
-        part.loss,
+def _add_logistic(piece: Piece, factor: Array | None, flat: Array, grids: _Grids, part: _Part, *, gradients: bool) -> None:
+    """Add losses, and with `gradients` the gradients, of rows that are read once for all candidates."""
+    features = piece.features
+    if factor is None:
+        factor = np.empty((0, flat.shape[1]))
+    anchors = (grids.column, grids.of_score, grids.score, grids.loss)
+    if isinstance(features, Csr):
+        parts = (features.indptr, features.indices, features.values)
+        logistic.sparse_logistic(*parts, piece.label, factor, flat, *anchors, gradients, part.gradient, part.loss)
+        return
+    weights = flat[:-1].astype(np.float32)
+    logistic.dense_logistic(
+        features, piece.label, factor, piece.block, weights, flat[-1], *anchors, gradients, part.gradient, part.loss
     )
 
 

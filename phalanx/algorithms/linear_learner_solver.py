@@ -16,6 +16,7 @@ from typing import final
 import numpy as np
 
 from ..contracts import Array, Entry, State
+from .kernels import linear as loops
 from .linear_learner_curvature import Curvature
 
 _MEMORY = 8
@@ -90,9 +91,10 @@ class Solver:
     def advance(self, losses: Array, gradients: Array, tolerance: float) -> None:
         """Take in mean losses (A,) and gradients (D + 1, A, K) at `trial` of the active candidates; set the next trials."""
         active = self.active
-        loss = np.full(len(self.done), np.inf)
-        gradient = np.zeros_like(self.trial)
-        loss[active], gradient[:, active] = losses, gradients
+        loss, gradient = losses, gradients
+        if len(active) < len(self.done):
+            loss, gradient = np.full(len(self.done), np.inf), np.zeros_like(self.trial)
+            loss[active], gradient[:, active] = losses, gradients
         smooth, smooth_gradient = self._penalty.smooth(self.trial)
         gradient += smooth_gradient
         if not self._penalty.use_bias:
@@ -106,9 +108,8 @@ class Solver:
         shorter = _shorter(value - self.value, slope)
         accepted = ~self.done & np.isfinite(value) & (first | enough)
         self._remember(accepted & ~first, moved, gradient - self._gradient)
-        keep = accepted[None, :, None]
-        self.weights = np.where(keep, self.trial, self.weights)
-        self._gradient = np.where(keep, gradient, self._gradient)
+        self.weights = _chosen(accepted, self.trial, self.weights)
+        self._gradient = _chosen(accepted, gradient, self._gradient)
         self.value, self.loss = np.where(accepted, value, self.value), np.where(accepted, loss, self.loss)
         self._length = np.where(accepted, 1.0, self._length * shorter)
         self._past = np.where(accepted, np.vstack([self._past[1:], self.value]), self._past)
@@ -122,24 +123,26 @@ class Solver:
         valid = valid & (_dot(moved, change) > 1e-10 * np.sqrt(_dot(moved, moved) * _dot(change, change)))
         if not valid.any():
             return
-        keep = valid[None, :, None]
-        self._steps.append(np.where(keep, moved, 0.0))
-        self._changes.append(np.where(keep, change, 0.0))
+        nothing = np.broadcast_to(0.0, moved.shape)
+        self._steps.append(_chosen(valid, moved, nothing))
+        self._changes.append(_chosen(valid, change, nothing))
         del self._steps[:-_MEMORY], self._changes[:-_MEMORY]
-        solved = _dot(change, self._curvature.solve(np.where(keep, change, 0.0), self._penalty.wd, self._penalty.l1 > 0))
+        solved = _dot(change, self._curvature.solve(self._changes[-1], self._penalty.wd, self._penalty.l1 > 0))
         self._scale = np.divide(_dot(moved, change), solved, out=self._scale, where=valid & (solved > 0))
 
     def _next(self, accepted: Array, first: Array, tolerance: float) -> None:
         pseudo = _pseudo(self.weights, self._gradient, self._penalty.l1)
-        direction = -self._times_inverse(pseudo)
+        direction = self._times_inverse(pseudo)
+        np.negative(direction, out=direction)
         sharp = self._penalty.l1 > 0
         if sharp.any():
             wrong = sharp[None, :, None] & (direction * pseudo >= 0)
             wrong[-1] = False
             direction[wrong] = 0
         downhill = _dot(direction, pseudo) < 0
-        direction = np.where(downhill[None, :, None], direction, -pseudo)
-        self._direction = np.where(accepted[None, :, None], direction, self._direction)
+        if not downhill.all():
+            direction = _chosen(downhill, direction, -pseudo)
+        self._direction = _chosen(accepted, direction, self._direction)
         size = np.sqrt(_dot(pseudo, pseudo))
         gain = -_dot(direction, pseudo) / 2  # of a full step, by the estimate of the curvature
         self.done |= accepted & ~first & (gain <= _NO_GAIN * tolerance * np.abs(self.value))
@@ -159,12 +162,12 @@ class Solver:
         parts = []
         for step, change, product in reversed(list(zip(self._steps, self._changes, inner, strict=True))):
             part = np.divide(_dot(step, rest), product, out=np.zeros_like(product), where=product > 0)
-            rest -= part[None, :, None] * change
+            loops.add_scaled(rest, -part, change)
             parts.append(part)
         rest = self._curvature.solve(rest, self._penalty.wd, self._penalty.l1 > 0) * self._scale[None, :, None]
         for step, change, product, part in zip(self._steps, self._changes, inner, reversed(parts), strict=True):
             again = np.divide(_dot(change, rest), product, out=np.zeros_like(product), where=product > 0)
-            rest += (part - again)[None, :, None] * step
+            loops.add_scaled(rest, part - again, step)
         return rest
 
     def state_dict(self) -> State:
@@ -219,7 +222,13 @@ def _pseudo(weights: Array, gradient: Array, l1: Array) -> Array:
     return np.asarray(np.where(weights != 0, gradient + strength * np.sign(weights), at_zero))
 
 
+def _chosen(where: Array, one: Array, other: Array) -> Array:
+    """Return `one` for the candidates `where` (P,) says so, `other` for the rest; not copied where all are alike."""
+    return one if where.all() else np.where(where[None, :, None], one, other)
+
+
 def _dot(a: Array, b: Array) -> Array:
     """Return the products of each candidate's vectors, (P,)."""
-    found: Array = np.einsum("dpk,dpk->p", a, b)
+    found = np.zeros(a.shape[1])
+    loops.dots(np.ascontiguousarray(a), np.ascontiguousarray(b), found)
     return found

@@ -151,6 +151,11 @@ def take(features: Features, where: slice | Array) -> Features:
     """Return some rows of features."""
     if isinstance(features, np.ndarray):
         return features[where]
+    if isinstance(features, Csr) and isinstance(where, slice) and where.step in (None, 1):
+        start, stop, _ = where.indices(len(features))
+        indptr = features.indptr[start : max(start, stop) + 1]
+        inside = slice(int(indptr[0]), int(indptr[-1]))
+        return Csr(indptr - indptr[0], features.indices[inside], features.values[inside], features.columns)
     rows = np.arange(len(features))[where]
     if isinstance(features, Records):
         return Records([features.items[i] for i in rows])

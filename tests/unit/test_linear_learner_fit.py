@@ -13,9 +13,10 @@ from sklearn.preprocessing import StandardScaler
 
 from phalanx import hyperparameters
 from phalanx.algorithms import linear_learner_metrics as measures
+from phalanx.algorithms.kernels import logistic
 from phalanx.algorithms.linear_learner import LinearLearner
 from phalanx.algorithms.linear_learner_hyperparameters import LOSSES, LinearLearnerHyperparameters
-from phalanx.algorithms.linear_learner_losses import loss_of
+from phalanx.algorithms.linear_learner_losses import Logistic, loss_of
 from phalanx.contracts import Array
 from phalanx.errors import UserError
 from phalanx.testing.algorithm_checks import to_csr
@@ -38,13 +39,16 @@ def cancer() -> tuple[Array, Array]:
     return x.astype(np.float32), y.astype(np.float32)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in LOSSES.items() for name in names])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, names in LOSSES.items() for name in names if name != "logistic"]
+)
 def test_slopes_are_those_of_the_loss(kind: str, name: str) -> None:
     classes = {"num_classes": 4} if kind == "multiclass_classifier" else {}
     settings = wanted(predictor_type=kind, loss=name, quantile=0.3, **classes)
     loss, rng = loss_of(settings), np.random.default_rng(1)
     z = rng.normal(size=(50, 2, settings.outputs)) * 3
     y = rng.normal(size=50) * 3 if kind == "regressor" else rng.integers(0, max(settings.outputs, 2), 50).astype(float)
+    assert not isinstance(loss, Logistic)
     _, slope = loss.evaluate(z.copy(), y)
     step = 0.02 if kind != "regressor" else 1e-6  # classifiers compute in float32
     for k in range(settings.outputs):
@@ -57,6 +61,35 @@ def test_slopes_are_those_of_the_loss(kind: str, name: str) -> None:
         assert close.mean() > 0.97, "all but rows at a kink"
     gap = np.abs(z) + np.abs(y)[:, None, None]
     assert (np.abs(slope) <= loss.largest_slope(gap) + 1e-6).all()
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_logistic_loss_and_gradient_are_exact_enough(candidates: int, *, weighted: bool, sparse: bool) -> None:
+    rng = np.random.default_rng(2)
+    rows, columns = 515, 7  # no whole number of chunks
+    x = (rng.normal(size=(rows, columns)) * (rng.uniform(size=(rows, columns)) < 0.6)).astype(np.float32)
+    x[0] *= 1e4  # scores of thousands: a loss of as much, a slope of 0 or 1
+    y = (rng.uniform(size=rows) < 0.5).astype(np.float64)
+    factor = rng.uniform(0, 3, (rows, candidates)) if weighted else np.ones((rows, candidates))
+    weights = rng.normal(size=(columns + 1, candidates))
+    z, sign = x.astype(np.float64) @ weights[:-1] + weights[-1], (1 - 2 * y)[:, None]
+    slope = sign / (1 + np.exp(np.minimum(-z * sign, 700))) * factor
+    anchors = (np.full(columns, 1.0), np.full(candidates, 1.5 * 2.0**20), *[np.full(candidates, 1.5 * 2.0**20)] * 2)
+    gradient, loss = np.zeros_like(weights), np.zeros(candidates)
+    given = (y, factor if weighted else np.empty((0, candidates)))
+    if sparse:
+        rows_of = to_csr(x)
+        parts = (rows_of.indptr, rows_of.indices.astype(np.int64), rows_of.values)
+        logistic.sparse_logistic(*parts, *given, weights, *anchors, True, gradient, loss)
+    else:
+        narrow = weights[:-1].astype(np.float32)
+        logistic.dense_logistic(x, *given, 64, narrow, weights[-1], *anchors, True, gradient, loss)
+    close = 1e-9 if sparse else 1e-4  # dense products are float32
+    np.testing.assert_allclose(loss, (np.logaddexp(0, z * sign) * factor).sum(axis=0), rtol=close)
+    expected = np.vstack([x.astype(np.float64).T @ slope, slope.sum(axis=0)])
+    np.testing.assert_allclose(gradient, expected, rtol=close, atol=close * 100)
 
 
 def test_logistic_regression_is_that_of_scikit_learn(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from . import (
     kmeans,
     labels,
     linear,
+    logistic,
     lstm,
     moves,
     paths,
@@ -25,7 +26,7 @@ def main() -> None:
     """Compile all kernels into numba's cache, or load those that lie there."""
     kernels.warm_up()
     recordio_kernels.warm_up()
-    tables = (bounds, factorization, forest, forest_stream, kmeans, linear, lstm, paths, series, swaps)
+    tables = (bounds, factorization, forest, forest_stream, kmeans, linear, logistic, lstm, paths, series, swaps)
     by_import = ", ".join(module.__name__ for module in (*tables, blazingtext, labels, moves, words))
     print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {by_import}")
 

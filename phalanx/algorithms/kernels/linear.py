@@ -53,44 +53,26 @@ def sparse_gradient(indptr, indices, values, slopes, of_column, of_score, out):
                 out[j, m] += (value * slopes[i, m] + anchor) - anchor
 
 
-@njit("void(i8[::1], i8[::1], f4[::1], f8[::1], f8[::1], f8[::1], f8[::1], f8, f8, f8[::1], f8[::1])", nogil=True, cache=True)
-def sparse_logistic(indptr, indices, values, label, factor, weights, column_anchors, score_anchor, loss_anchor, out, loss):
-    """Add the logistic losses of sparse rows, of one candidate, to `loss` (1,), and their gradient to `out` (D + 1,).
+@njit("void(f8[:, :, ::1], f8[:, :, ::1], f8[::1])", nogil=True, cache=True)
+def dots(a, b, out):
+    """Add the products of each candidate's vectors, (D, P, K) both, to `out` (P,)."""
+    sums = np.zeros(a.shape[1:])
+    for j in range(a.shape[0]):
+        for p in range(a.shape[1]):
+            for k in range(a.shape[2]):
+                sums[p, k] += a[j, p, k] * b[j, p, k]
+    for p in range(a.shape[1]):
+        out[p] += sums[p].sum()
 
-    Args:
-        indptr: of the rows, as the next two.
-        indices: columns.
-        values: numbers.
-        label: (N,) 0 or 1.
-        factor: (N,) of each row's loss; (0,) where all are 1.
-        weights: (D + 1,), the bias last.
-        column_anchors: (D,) of the grids of the gradient.
-        score_anchor: of the grid of slopes.
-        loss_anchor: of that of losses.
-        out: added to; the bias last.
-        loss: added to.
-    """
-    last = weights.shape[0] - 1
-    slopes, total = 0.0, 0.0
-    for i in range(label.shape[0]):
-        z = 0.0
-        for place in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
-            z += np.float64(values[place]) * weights[np.uint64(indices[place])]
-        sign = 1.0 - 2.0 * label[i]
-        turned = (z + weights[last]) * sign
-        small = np.exp(-abs(turned))
-        cost = max(turned, 0.0) + np.log1p(small)
-        slope = (1.0 if turned > 0.0 else small) / (1.0 + small) * sign
-        if factor.shape[0] > 0:
-            cost, slope = cost * factor[i], slope * factor[i]
-        total += (cost + loss_anchor) - loss_anchor
-        slopes += (slope + score_anchor) - score_anchor
-        for place in range(np.uint64(indptr[i]), np.uint64(indptr[i + 1])):
-            j = np.uint64(indices[place])
-            anchor = column_anchors[j]
-            out[j] += (np.float64(values[place]) * slope + anchor) - anchor
-    out[last] += slopes
-    loss[0] += total
+
+@njit("void(f8[:, :, ::1], f8[::1], f8[:, :, ::1])", nogil=True, cache=True)
+def add_scaled(a, factors, b):
+    """Add each candidate's vector in `b` (D, P, K), times its factor (P,), to that in `a`."""
+    for j in range(a.shape[0]):
+        for p in range(a.shape[1]):
+            factor = factors[p]
+            for k in range(a.shape[2]):
+                a[j, p, k] += factor * b[j, p, k]
 
 
 @njit("void(i8[::1], f4[::1], f8[::1], f8[::1], f8[:, ::1])", nogil=True, cache=True)
