@@ -235,7 +235,10 @@ class Training:
         everyone = np.arange(weights.shape[1])
         criterion = wanted.binary_classifier_model_selection_criteria
         if self._by_loss and len(everyone) > 1:
-            best = int(np.argmin(self._losses(by, weights, self._members)))
+            if isinstance(state, Solver) and not self._validated:  # it has been over these rows
+                best = int(np.argmin(state.loss))
+            else:
+                best = int(np.argmin(self._losses(by, weights, self._members)))
         if not self._by_loss and (self._validated or len(everyone) > 1 or criterion != "accuracy"):
             best, threshold = self._calibrated(by, weights)
         model.weights = self._survey.scaler.folded(weights[:, best])
