@@ -70,7 +70,7 @@ class WarmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
-                env={**environment.snapshot(), "OMP_WAIT_POLICY": environment.wait_policy()},
+                env={**environment.snapshot(), **environment.idle_threads()},
                 start_new_session=True,  # the terminal's Ctrl-C is for this process, which then stops the workers in order
             )
 
