@@ -38,8 +38,8 @@ class Curve:
             return
         self._sums.append((self._sums[-1] if self._sums else 0.0) + value)
         self._bests.append(max(self._bests[-1], value) if self._bests else value)
-        self.steps.append(step)
         self.values.append(value)
+        self.steps.append(step)  # last: threads of other trials read by it, and must find the rest there
 
     def reaches(self, step: int) -> bool:
         """Return whether it has a value at that step, or ended before."""

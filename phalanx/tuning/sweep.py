@@ -2,7 +2,7 @@
 
 take_up    what an earlier driver left: finished trials are learnt from, interrupted ones go on from their checkpoints
 fill       an interrupted trial | a stopped one that has earned to go on | a new proposal
-handle     a judgement is due | a job has ended | somebody asked to stop
+handle     the rule has stopped a trial (judged in the thread of its job) | a job has ended | somebody asked to stop
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .recall import fill_in, never_reported, recorded_error
 from .search import Known, Search
 from .sharing import sharing_launcher
 from .stopping import Curve
-from .trial import Ended, Judge, Message, Running, Trial, Wake, curve_of, job_name, job_of, metrics_of
+from .trial import Ended, Judged, Message, Running, Trial, Wake, curve_of, job_name, job_of, metrics_of
 from .view import View
 
 _TICK_SECONDS = 1.0
@@ -236,14 +236,14 @@ class Sweep:
         trial.started = trial.started or time.time()
         job = job_of(plan.job, trial, static=plan.static, folder=plan.folder, threads=plan.threads)
         job = job if self._sharing is None else replace(job, launcher=self._sharing)
-        running = Running(trial, job, plan.objectives[0], plan.rule, self._messages.put)
+        running = Running(trial, job, plan.objectives[0], self._judge, self._messages.put)
         self._running[trial.number] = running
         running.start()
         self._write("InProgress", "")
 
     def _handle(self, message: Message) -> None:
-        if isinstance(message, Judge):
-            self._judge(message)
+        if isinstance(message, Judged):
+            self._ledger.note(message.number, "stopped_at", message.step)
         elif isinstance(message, Ended):
             self._take_ended(message)
         if self._stop.requested() and self._ending is None:
@@ -252,20 +252,24 @@ class Sweep:
             for running in self._running.values():
                 running.stop()
 
-    def _judge(self, message: Judge) -> None:
-        running = self._running.get(message.number)
-        if running is None or running.trial.stopped_at is not None or self._ending is not None:
-            return
-        if self._plan.rule.stops(message.number, message.step, self._seen_by(running.trial)):
-            self._note_stop(running.trial, message.step)
-            running.stop()
+    def _judge(self, trial: Trial, step: int) -> bool:
+        """Return whether the rule stops a trial at a step that it has come to; called from the thread of its job."""
+        rule = self._plan.rule
+        if trial.stopped_at is not None or self._ending is not None or not rule.due(trial.number, step, trial.curve.of):
+            return False
+        if not rule.stops(trial.number, step, self._seen_by(trial)):
+            return False
+        trial.stopped_at = step
+        self._messages.put(Judged(trial.number, step))
+        return True
 
     def _seen_by(self, trial: Trial) -> dict[int, Curve]:
         """Return the curves that a trial is compared with: in deterministic sweeps of trials that ended before it began."""
+        curves = self._curves.copy()  # the driver may add to it meanwhile
         if self._plan.lag is None:
-            return self._curves
+            return curves
         last = trial.number - self._plan.lag
-        return {number: curve for number, curve in self._curves.items() if number <= last or number == trial.number}
+        return {number: curve for number, curve in curves.items() if number <= last or number == trial.number}
 
     def _note_stop(self, trial: Trial, step: int) -> None:
         trial.stopped_at = step

@@ -20,7 +20,7 @@ from ..job import TrainingJob
 from ..result import JobResult
 from .declared import Objective
 from .ranges import Values
-from .stopping import Curve, Rule
+from .stopping import Curve
 
 _WAITS_S = 7 * 86400.0
 Status = Literal["InProgress", "Completed", "Stopped", "Failed"]
@@ -63,8 +63,8 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
-    """Message: a trial has come to a step at which it is judged."""
+class Judged:
+    """Message: the early stopping rule has stopped a trial at a step."""
 
     number: int
     step: int
@@ -84,7 +84,7 @@ class Wake:
     """Message: somebody asked the sweep to stop."""
 
 
-Message = Judge | Ended | Wake
+Message = Judged | Ended | Wake
 
 
 @final
@@ -95,16 +95,22 @@ class Running:
         trial: whose curve grows.
         job: to run.
         objective: what the curve holds.
-        rule: says when the trial is judged.
+        stops: is told a step that the trial has come to, and returns whether it is to be stopped there; called from the job's
+            threads, so that nothing else the driver does is waited for.
         tell: takes messages; called from the job's threads.
     """
 
     def __init__(
-        self, trial: Trial, job: TrainingJob, objective: Objective, rule: Rule, tell: Callable[[Message], None]
+        self,
+        trial: Trial,
+        job: TrainingJob,
+        objective: Objective,
+        stops: Callable[[Trial, int], bool],
+        tell: Callable[[Message], None],
     ) -> None:
         self.trial = trial
         self._job = job
-        self._watch = _Watch(trial, objective, rule, tell)
+        self._watch = _Watch(trial, objective, stops, self.stop)
         self._tell = tell
         self._thread = threading.Thread(target=self._run, name=f"phalanx-trial-{trial.number}", daemon=True)
 
@@ -136,17 +142,19 @@ class Running:
 class _Watch:
     """`tracking.console.Progress` that fills the trial's curve."""
 
-    def __init__(self, trial: Trial, objective: Objective, rule: Rule, tell: Callable[[Message], None]) -> None:
+    def __init__(
+        self, trial: Trial, objective: Objective, stops: Callable[[Trial, int], bool], stop: Callable[[], None]
+    ) -> None:
         self._trial = trial
         self._objective = objective
-        self._rule = rule
-        self._tell = tell
+        self._stops = stops
+        self._stop = stop
 
     def started(self, name: str, headline: str) -> None: ...
     def status(self, secondary: str, message: str) -> None: ...
 
     def step(self, step: int, metrics: Mapping[str, float | None], rows: int, total_steps: int | None) -> None:
-        """Add to the curve, and ask for a judgement when one is due."""
+        """Add to the curve, and stop the job where its trial is to be stopped."""
         trial = self._trial
         trial.step = max(trial.step, step)
         value = metrics.get(self._objective.metric)
@@ -155,8 +163,8 @@ class _Watch:
             return
         newer = not trial.curve.steps or step > trial.curve.steps[-1]
         trial.curve.add(step, self._objective.sign * value)
-        if newer and self._rule.due(trial.number, step, total_steps):
-            self._tell(Judge(trial.number, step))
+        if newer and self._stops(trial, step):
+            self._stop()
 
     def log(self, rank: int, line: str) -> None: ...
     def ended(self) -> None: ...
