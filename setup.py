@@ -26,6 +26,7 @@ TEST = [
     "types-psutil",
     "moto[s3,server]>=5",
     "mkdocs-material>=9.5",
+    "mkdocstrings-python>=2",
 ]
 
 setup(

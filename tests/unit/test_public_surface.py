@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +25,15 @@ def test_names() -> None:
     assert all(getattr(phalanx, name) is not None for name in phalanx.__all__)
     with pytest.raises(AttributeError, match="Channel"):
         _ = phalanx.Chanel  # type: ignore[attr-defined]
+
+
+def test_the_reference_has_every_name() -> None:
+    named = re.findall(
+        r"^::: phalanx\.(\S+)\.(\w+)$", (Path(__file__).parents[2] / "docs/reference.md").read_text("utf-8"), re.M
+    )
+    assert set(phalanx.__all__) - {"__version__"} <= {name for _, name in named}
+    for module, name in named:
+        assert getattr(importlib.import_module(f"phalanx.{module}"), name).__doc__, name
 
 
 def test_job_fields() -> None:
