@@ -159,7 +159,8 @@ class KMeans:
                 error = self._stream.step(session.world, assigner, part, wanted.mini_batch_size, wanted.half_life_time_size)
                 rows = min(wanted.mini_batch_size, train.rows - self._step % plan.per_epoch * wanted.mini_batch_size)
                 self._step += 1
-                metrics = {"train:msd": error}
+                polished = self._step > plan.stream_steps or plan.centers == wanted.k
+                metrics = {"train:msd" if polished else "train:stream_msd": error}
                 if self._step == plan.steps:
                     metrics |= self._finish(session, assigner, plan)
                 session.report(self._step, metrics, rows=rows, of=plan.steps)

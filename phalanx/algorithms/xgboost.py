@@ -204,8 +204,8 @@ class _Training:
                     rest = [name for name in self._matrices if name not in self._watched()]
                     metrics |= self._metrics(booster, rest, number)
                 rows = self._session.channels["train"].rows
-                self._show_trees(booster)
                 self._session.report(model._rounds, metrics, rows=rows, of=settings.num_round)
+                self._show_trees(booster)  # after what validation says of them
             self._cut_to_best(booster)  # for a job restored after its last round
         finally:
             model.booster.reset()  # lets go of the data

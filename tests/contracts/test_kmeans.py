@@ -14,7 +14,7 @@ from phalanx.testing.sessions import Rows
 class TestKMeans(AlgorithmChecks):
     name = "kmeans"
     hyperparameters: ClassVar[dict[str, Any]] = {"k": 10, "mini_batch_size": 400, "epochs": 2, "eval_metrics": ["msd", "ssd"]}
-    metrics = ("train:msd", "(validation|test):(msd|ssd)")
+    metrics = ("train:(stream_)?msd", "(validation|test):(msd|ssd)")
     exact_over_workers = True
 
     def channels(self) -> dict[str, Rows]:

@@ -77,7 +77,7 @@ def test_a_job_leaves_its_record_and_its_artifact(digits: Path, tmp_path: Path) 
     assert result.billable_seconds > 0
     lines = metrics_of(folder)
     assert [line["step"] for line in lines] == list(range(1, len(lines) + 1))
-    assert all(np.isfinite(line["train:msd"]) for line in lines)
+    assert all(np.isfinite(line.get("train:msd", line.get("train:stream_msd"))) for line in lines)
     job = json.loads((folder / "job.json").read_text())
     assert job["hyperparameters"]["k"] == 10
     assert job["hyperparameters"]["init_method"] == "random"

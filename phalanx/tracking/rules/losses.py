@@ -69,7 +69,7 @@ class Overfit:
     patience: int = 1
     ratio_threshold: float = 0.1
     _train: Means = field(default_factory=Means, init=False)  # since the last evaluation
-    _best: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)  # validation loss, training loss then
+    _best: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)  # validation loss, lowest training loss since
     _noise: dict[str, Noise] = field(default_factory=dict, init=False)
     _waited: InARow = field(default_factory=InARow, init=False)
 
@@ -81,14 +81,16 @@ class Overfit:
             if train is None or seen.step < self.start_step:
                 continue
             noise = self._noise.setdefault(name, Noise()).add(value)
-            best, then = self._best.get(name, (value, train))
+            best, lowest = self._best.get(name, (value, train))
             if value <= best:
-                best, then = value, train
-            self._best[name] = best, then
+                best, lowest = value, train
+            self._best[name] = best, min(lowest, train)
             room = self.ratio_threshold
             above = value - best > max(room * max(abs(best), 1e-12), noise)
             rises = above and value - train > room * max(abs(train), 1e-12)
-            if self._waited.count(name, rises and train < then) > self.patience:
+            if rises and train >= lowest:  # it may rise for a while on its way down: no evidence, for or against
+                continue
+            if self._waited.count(name, rises) > self.patience:
                 sign = goal_of(name, seen.goals)
                 now = f"validation:{name} went from {sign * best:.6g} to {sign * value:.6g}"
                 return f"{now} while train:{name} improved to {sign * train:.6g}"

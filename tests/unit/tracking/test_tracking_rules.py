@@ -197,6 +197,27 @@ def test_poor_weights_are_no_matter_where_the_loss_comes_down() -> None:
     assert "times as spread" in found[1]
 
 
+def test_a_validation_loss_that_rises_on_its_way_down_is_no_overfitting() -> None:
+    train = [4652, 3167, 3261, 3187, 2994, 2780, 2788, 2771, 2735, 2699]
+    held_out = [3503.8, 4196.2, 4600.6, 3997.8, 3496.5, 3281.9, 3230.1, 3218.2, 3221.9, 3218.2]
+    assert _fires("overfit", _pair(train, held_out)) is None
+    found = _fires("overfit", _pair([4652, 3167, 3261, 2987, 2500], [3503.8, 4196.2, 4600.6, 4700, 4800]))
+    assert found is not None
+    assert found[0] == 4
+
+
+def test_trees_that_do_better_on_other_rows_are_not_too_deep() -> None:
+    def run(held_out: Sequence[float]) -> list[Seen]:
+        return [
+            seen
+            for step, value in enumerate(held_out, 1)
+            for seen in (Step(step, step, {"validation:rmse": value}), Trees(step, {}, 20, 15, 700.0, 1000))
+        ]
+
+    assert _fires("tree_depth", run([1 / step for step in range(1, 40)])) is None
+    assert _fires("tree_depth", run([abs(step - 4) + 1.0 for step in range(40)])) is not None
+
+
 def test_the_slow_rank_is_named_also_among_three() -> None:
     fast, slow = replace(WINDOW, compute=0.2, communication=0.7), replace(WINDOW, compute=0.9, communication=0.0)
     found = _fires("load_balancing", _windows(24, fast, fast, slow))
