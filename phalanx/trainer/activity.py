@@ -85,7 +85,7 @@ class Activity:
                 share = (units.active.double() / units.rows).sort().values
                 places = torch.linspace(0, len(share) - 1, _QUANTILES).round().long()
                 active = [round(value, 5) for value in share[places.to(share.device)].tolist()]
-                found[name] = {"kind": units.kind, "active": active, "zero": units.zeros / units.looks}
+                found[name] = {"kind": units.kind, "active": active, "units": len(share), "zero": units.zeros / units.looks}
                 del self._layers[name]
         return found
 
@@ -99,10 +99,10 @@ class Activity:
         name = name if call == 1 else f"{name} ({call})"
         with torch.no_grad():
             if kind == "relu":
-                active = output.detach() > 0
+                active = output.detach() != 0  # also where it is no number
             else:
                 low, high = self._bounds.get(kind, (-float("inf"), float("inf")))
-                active = (given.detach() > low) & (given.detach() < high)
+                active = ~((given.detach() <= low) | (given.detach() >= high))
             axis = 1 if active.ndim >= 4 else active.ndim - 1  # channels of images, features of all else
             others = [number for number in range(active.ndim) if number != axis]
             counts = active.sum(dim=others) if others else active.long()

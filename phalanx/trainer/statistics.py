@@ -63,6 +63,7 @@ class Statistics:
         self._activity = Activity(module, self._observer.measure, name) if sees else None
         self._before: dict[str, tuple[int, torch.Tensor]] = {}  # step and entries of a look before
         self._usual: float | None = None  # seconds of a step without a look
+        self.sees_idle = not strategy.startswith("zero")  # a parameter without a gradient is none of ZeRO's hidden ones
         self._begun = 0.0
         self.look: Look | None = None  # under way
         if self._tensors:
@@ -182,12 +183,13 @@ class Look:
         """Just before the update: gradients are complete, weights are those they belong to."""
         with torch.no_grad():
             for named, parameter in self._parameters(optimizer):
-                if parameter.grad is None:
-                    continue
-                self._gradients[named.name] = {"axes": named.axes, **_of_gradient(_local(parameter.grad))}
                 weight = _local(parameter)
+                if parameter.grad is None and not (self._statistics.sees_idle and parameter.requires_grad and weight.numel()):
+                    continue
                 entries = _entries(weight).clone()
-                self._entries[named.name] = entries
+                if parameter.grad is not None:
+                    self._gradients[named.name] = {"axes": named.axes, **_of_gradient(_local(parameter.grad))}
+                    self._entries[named.name] = entries
                 found = _of_weight(weight, entries)
                 fan_in = weight.numel() / max(1, weight.shape[0]) if weight.ndim >= 2 and not named.embeds else 0.0
                 early = self.step <= _EARLY and weight.ndim >= 2 and not named.embeds
@@ -251,12 +253,12 @@ def _entries(tensor: torch.Tensor) -> torch.Tensor:
 def _of_gradient(gradient: torch.Tensor) -> dict[str, Any]:
     nan, inf = _not_finite(gradient)
     entries = _entries(gradient)
-    if nan or inf:
-        entries = torch.nan_to_num(entries, nan=0.0, posinf=0.0, neginf=0.0)
     if not entries.numel():
         return {"mean_abs": 0.0, "zero": 0.0, "spread": 0.0, "nan": nan, "inf": inf}
+    used = int(torch.count_nonzero(entries))
+    if nan or inf:
+        entries = torch.nan_to_num(entries, nan=0.0, posinf=0.0, neginf=0.0)
     sizes, ordered = entries.abs(), entries[:: max(1, len(entries) // _SORTED)].sort().values
-    used = int(torch.count_nonzero(sizes))
     low, high = int(0.05 * (len(ordered) - 1)), int(0.95 * (len(ordered) - 1))
     return {
         "mean_abs": float(sizes.sum()) / max(1, used),
@@ -270,7 +272,7 @@ def _of_gradient(gradient: torch.Tensor) -> dict[str, Any]:
 def _of_weight(weight: torch.Tensor, entries: torch.Tensor) -> dict[str, Any]:
     nan, inf = _not_finite(weight)
     sound = torch.nan_to_num(entries, nan=0.0, posinf=0.0, neginf=0.0) if nan or inf else entries
-    used = int(torch.count_nonzero(sound))
+    used = int(torch.count_nonzero(entries))
     return {
         "zero": _zero_share(weight, used, len(sound)),
         "nan": nan,

@@ -49,6 +49,20 @@ class Course:
         scale = max(abs(begin), abs(self.first or 0.0), 1e-12)
         return 100 * rise[-1] / scale if 100 * min(rise) / scale > percent else None
 
+    def fallen(self, percent: float) -> bool | None:
+        """Return whether the last half of the windows is lower by `percent` than the first, or than the first step.
+
+        None: it may be either, for all that is known beyond the noise.
+        """
+        half = max(1, len(self.means) // 2)
+        begin, end = sum(self.means[:half]) / half, sum(self.means[-half:]) / half
+        noise, enough = _ERRORS * self.error / math.sqrt(half), percent / 100 * abs(begin)
+        first = begin if self.first is None else self.first
+        noise_of_one = _ERRORS * self.error * math.sqrt(self.steps / 2)
+        if begin - end > max(enough, noise) or first - end > max(enough, noise_of_one):
+            return True
+        return False if begin - end + noise < enough else None
+
     def stands(self, percent: float) -> bool:
         """Return whether no window is lower than the first one, or the first step, by `percent`."""
         begin = max(self.means[0], self.first if self.first is not None else self.means[0])

@@ -15,6 +15,7 @@ from .seen import Step, goal_of, is_smooth, losses
 
 _FINER = 10  # a training loss that still learns may do so in small steps
 _WINDOWS = 5  # in which a loss must have come down at all
+_SLOW = 5  # times as much as in five windows it must have come down in twice as many and more, noise taken away
 
 
 @final
@@ -22,21 +23,27 @@ _WINDOWS = 5  # in which a loss must have come down at all
 class LossNotDecreasing:
     """The training loss rises above where it began, or does not come down in 5 windows.
 
+    A loss whose noise hides that it stands is looked at again in 10, 20, 40, … windows, until it has come down once: it must
+    then be `5 * diff_percent` lower in the last half of them. Of a job that goes on, only a rise is judged.
+
     Args:
         num_steps: a window, whose mean is judged.
         diff_percent: by which it must have come down.
         increase_threshold_percent: above the first window, in two windows in a row, beyond the noise of its steps.
     """
 
-    watches: ClassVar[str] = "the training loss rises above where it began, or has not come down in five windows"
+    watches: ClassVar[str] = "the training loss rises above where it began, or has not come down in five windows or more"
     sees: ClassVar[tuple[type, ...]] = (Step,)
     num_steps: int = 10
     diff_percent: float = 0.1
     increase_threshold_percent: float = 5.0
     _courses: dict[str, Course] = field(default_factory=dict, init=False)
+    _begun: bool | None = field(default=None, init=False)  # whether the first step was seen
+    _learnt: set[str] = field(default_factory=set, init=False)  # losses that have come down
 
     def see(self, seen: Step) -> str | None:
         """See `Rule`."""
+        self._begun = seen.step == 1 if self._begun is None else self._begun
         for name, value in losses(seen, "train").items():
             if not is_smooth(name):
                 continue
@@ -46,10 +53,24 @@ class LossNotDecreasing:
             risen = course.risen(self.increase_threshold_percent)
             if risen is not None:
                 return f"train:{name} rose by {risen:.3g} %, from {course.means[0]:.6g} to {course.means[-1]:.6g}"
-            if len(course.means) == _WINDOWS and course.stands(self.diff_percent) and abs(course.means[0]) > 1e-9:
-                steps = _WINDOWS * self.num_steps
-                return f"train:{name} has not come down by {self.diff_percent} % in {steps} steps: it is {course.means[-1]:.6g}"
+            number, rest = divmod(len(course.means), _WINDOWS)
+            if self._begun and not rest and number.bit_count() == 1 and name not in self._learnt:
+                steps = len(course.means) * self.num_steps
+                if self._stands(name, course):
+                    least = self.diff_percent * (1 if number == 1 else _SLOW)
+                    return f"train:{name} has not come down by {least:.3g} % in {steps} steps: it is {course.means[-1]:.6g}"
         return None
+
+    def _stands(self, name: str, course: Course) -> bool:
+        """Return whether a loss has never come down; keep in mind that it has."""
+        if abs(course.means[0]) <= 1e-9:
+            return False
+        if len(course.means) == _WINDOWS:
+            return course.stands(self.diff_percent)
+        fallen = course.fallen(_SLOW * self.diff_percent)
+        if fallen:
+            self._learnt.add(name)
+        return fallen is False
 
 
 @final
@@ -69,7 +90,9 @@ class Overfit:
     patience: int = 1
     ratio_threshold: float = 0.1
     _train: Means = field(default_factory=Means, init=False)  # since the last evaluation
-    _best: dict[str, tuple[float, float]] = field(default_factory=dict, init=False)  # validation loss, lowest training loss since
+    _best: dict[str, tuple[float, float]] = field(
+        default_factory=dict, init=False
+    )  # validation loss, lowest training loss since
     _noise: dict[str, Noise] = field(default_factory=dict, init=False)
     _waited: InARow = field(default_factory=InARow, init=False)
 

@@ -91,7 +91,7 @@ class VanishingGradient:
         for name, found in seen.gradients.items():
             if found["axes"] < 2:
                 continue
-            low = found["mean_abs"] < self.threshold and not self._converged
+            low = found["mean_abs"] < self.threshold and not (self._converged or found["nan"] or found["inf"])
             if self._low.count(f"{seen.rank} {name}", low) >= _SAMPLES:
                 return f"the gradient of {name} has a mean size of {found['mean_abs']:.3g}, {_SAMPLES} times in a row"
         return None

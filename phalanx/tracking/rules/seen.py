@@ -14,6 +14,7 @@ _LOSS = re.compile(
     r"|-cost|_cost|^cost|kl|elbo_loss|hinge)$"
 )
 _CHANNEL = re.compile(r"(train|training|validation|valid|val|eval)[:_/.-]", re.IGNORECASE)
+FINITE = 1e300  # numbers that are not finite come as this one, or less than its negative
 # Shares of rows: they move in jumps and come to stand at 0, so that one which stands still says nothing.
 _SHARES = re.compile(r"(error|merror)(@.*)?$")
 
@@ -42,11 +43,13 @@ class Tick:
 class Tensors:
     """Statistics of the tensors of a `phalanx.Trainer` at a step, as one rank has them: name -> statistic -> value.
 
+    Numbers that are not finite come as 1e300 or -1e300; a weight without a gradient has no change.
+
     gradients: axes, mean_abs (of entries that are not 0), zero (share of entries), spread (5th to 95th percentile), nan, inf.
     weights: axes, zero, nan, inf, std, scale (variance times fan-in; 0 for embeddings), alike (whether all rows are the same),
     norm, change (norm of the step's change, None where it was not had), same (as at the look before; None at the first).
-    activations: by layer: kind (relu, tanh, sigmoid), active (quantiles over units of the share of rows in which a unit is at
-    work), zero (share of outputs).
+    activations: by layer: kind (relu, tanh, sigmoid), units (their number), active (quantiles over units of the share of rows
+    in which a unit is at work), zero (share of outputs).
     """
 
     step: int

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, final
 
 from .course import Course, InARow
-from .seen import Step, Tensors, is_smooth, losses
+from .seen import FINITE, Step, Tensors, is_smooth, losses
 
 _SAMPLES = 3  # looks in a row
 
@@ -98,6 +98,8 @@ class WeightUpdateRatio:
         for name, found in seen.weights.items():
             change, norm = found["change"], found["norm"]
             if change is None or found["axes"] < 2 or norm == 0:  # a weight that is born as 0 may go anywhere
+                continue
+            if found["nan"] or found["inf"] or abs(change) >= FINITE:  # which is another rule's
                 continue
             ratio = change / (norm + self.epsilon)
             if ratio > self.large_threshold:

@@ -25,7 +25,7 @@ Metrics = Mapping[str, float | None]
 WEIGHT: dict[str, Any] = {"axes": 2, "zero": 0.0, "nan": 0, "inf": 0, "std": 0.05, "scale": 0.33}
 WEIGHT |= {"alike": False, "norm": 2.0, "change": 0.004, "same": False}
 GRADIENT = {"axes": 2, "mean_abs": 1e-3, "zero": 0.1, "spread": 0.01, "nan": 0, "inf": 0}
-ACTIVATION = {"kind": "relu", "active": [i / 100 for i in range(101)], "zero": 0.5}
+ACTIVATION = {"kind": "relu", "active": [i / 100 for i in range(101)], "units": 64, "zero": 0.5}
 WINDOW = Window(
     0, 2, 0, 12, 10, compute=0.8, data=0.05, loading=0.05, communication=0.1, stall=0.0, cpu=100.0, gpu=90.0, gpu_memory=40.0
 )
@@ -83,7 +83,7 @@ BAD: dict[str, list[Seen]] = {
     "class_imbalance": [Labels(1, ["no", "yes"], [[900, 5], [10, 20]])],
     "confusion": [Labels(1, ["cat", "dog"], [[20, 180], [10, 290]], final=True)],
     "cpu_bottleneck": _windows(100, replace(WINDOW, compute=0.05, loading=0.95, data=0.0, communication=0.0, gpu=None)),
-    "dead_relu": _looks(1, active={"active": [0.0] * 60 + [0.4] * 41}),
+    "dead_relu": _looks(1, active={"active": [0.0] * 80 + [0.4] * 21}),
     "exploding_tensor": _steps([{"train:loss": 1.0}, {"train:loss": None}]),
     "feature_importance_overweight": [Trees(9, {"a": 90.0, "b": 60.0, "c": 60.0, "d": 20.0}, 20, 6, 40.0, 1000)],
     "gpu_memory_increase": [replace(WINDOW, slot=i, gpu_memory=20 + i / 60) for i in range(2000)],
@@ -134,6 +134,28 @@ def test_a_loss_that_stands_still_from_the_start() -> None:
     assert (_fires("loss_not_decreasing:num_steps=2", FLAT) or (0,))[0] == 10
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_noise_does_not_hide_that_a_loss_stands(seed: int) -> None:
+    draw = random.Random(seed)
+    stands = [{"train:loss": 2.3 + 0.02 * draw.gauss(0, 1)} for _ in range(800)]
+    found = _fires("loss_not_decreasing", _steps(stands))
+    assert found is not None
+    assert found[0] <= 400
+    drifts = [{"train:loss": 2.3 + step / 4000 + 0.05 * draw.gauss(0, 1)} for step in range(800)]
+    assert _fires("loss_not_decreasing", _steps(drifts)) is not None
+    slow = [{"train:loss": 2.3 - step / 4000 + 0.05 * draw.gauss(0, 1)} for step in range(800)]
+    assert _fires("loss_not_decreasing", _steps(slow)) is None
+    quick = [{"train:loss": 2.3 * 0.2**step + 0.1 + 0.01 * draw.gauss(0, 1)} for step in range(800)]
+    assert _fires("loss_not_decreasing", _steps(quick)) is None
+
+
+def test_a_job_that_goes_on_need_not_come_down_again() -> None:
+    went_on = [Step(step, float(step), {"train:loss": 0.1}) for step in range(501, 900)]
+    assert _fires("loss_not_decreasing", went_on) is None
+    rises = [Step(step, float(step), {"train:loss": 0.1 + step / 1000}) for step in range(501, 900)]
+    assert _fires("loss_not_decreasing", rises) is not None
+
+
 def test_noise_is_no_rise() -> None:
     draw = random.Random(3)
     noisy = _steps([{"train:loss": 1 - step / 4000 + 0.3 * draw.gauss(0, 1)} for step in range(2000)])
@@ -181,6 +203,26 @@ def test_a_loss_that_grows_beyond_measure_explodes_before_it_is_infinite() -> No
     assert _fires("exploding_tensor:only_nan=true", _steps([{"train:loss": 3.0**i} for i in range(30)])) is None
     assert _fires("exploding_tensor", _looks(1, gradient={"inf": 3})) is not None
     assert _fires("exploding_tensor:only_nan=true", _looks(1, gradient={"inf": 3})) is None
+
+
+def test_what_is_no_number_is_neither_0_nor_small() -> None:
+    weight = {"nan": 9, "change": -1e300, "norm": 0.0, "std": 0.0}
+    exploded = _looks(9, weight=weight, gradient={"nan": 9, "mean_abs": 0.0, "zero": 0.0})
+    assert _fires("exploding_tensor", exploded) is not None
+    assert _fires("vanishing_gradient", exploded) is None
+    assert _fires("weight_update_ratio", exploded) is None
+
+
+def test_half_a_layer_may_be_idle_at_the_start() -> None:
+    some = {"active": [0.0] * 62 + [0.5] * 39}
+    assert _fires("dead_relu", _looks(9, active=some)) is None
+    found = _fires("dead_relu", _looks(20, active=some))
+    assert found is not None
+    assert found[0] == 11
+    assert _fires("dead_relu", [*_looks(9, active=some), *(replace(look, step=95) for look in _looks(1)),
+                                *(replace(look, step=look.step + 100) for look in _looks(9, active=some))]) is None  # fmt: skip
+    assert _fires("dead_relu", _looks(1, active={"active": [0.0] * 80 + [0.5] * 21})) is not None
+    assert _fires("dead_relu", _looks(1, active={"active": [0.0] * 80 + [0.5] * 21, "units": 8})) is None
 
 
 def test_gradients_may_vanish_where_the_loss_has() -> None:
@@ -323,7 +365,7 @@ def test_what_workers_observe_reaches_the_rules(tmp_path: Path) -> None:
         "rank": 1,
         "gradients": {},
         "weights": {},
-        "activations": {"r": {"kind": "relu", "active": [0.0], "zero": 1.0}},
+        "activations": {"r": {"kind": "relu", "active": [0.0], "units": 64, "zero": 1.0}},
     }
     watch.event(Event(1, 1.0, {"kind": "observed", "what": "tensors", "seen": seen}))
     assert [text.partition(":")[0] for text in told] == ["rule tree_depth, step 3", "rule dead_relu, step 5"]
