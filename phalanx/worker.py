@@ -111,12 +111,12 @@ def open_world(context: WorkerContext) -> Collective:
     """Collective. Join the group's other ranks."""
     if context.size == 1:
         return Solo()
-    from .parallel.torch_collective import TorchCollective  # torch is loaded where there is somebody to talk to
+    from .parallel import joining  # torch is loaded where there is somebody to talk to
 
     place = environment.placement()
     if place is None:
         raise UserError("RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are not set: a worker is started by a launcher")
-    return TorchCollective.open(
+    return joining.open_world(
         place.rank, place.size, place.master_addr, place.master_port, store_fd=context.store_fd, timeout_s=COLLECTIVE_SECONDS
     )
 

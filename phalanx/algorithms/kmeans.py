@@ -19,11 +19,11 @@ import numpy as np
 from ..contracts import Array, Entry, Features, Session, Shard, State
 from ..errors import AlgorithmError, UserError
 from ..hyperparameters import hyper, parse, to_json
-from .reading import NumericBatches, first_not_finite, numbers, train_channel, width_of
+from .reading import NumericBatches, Part, first_not_finite, numbers, train_channel, width_of
 
 if TYPE_CHECKING:
     from .kernels.nearest import Assigner
-    from .kernels.stream import Part, Stream
+    from .kernels.stream import Stream
     from .kmeans_batch import Progress
 
 _CENTERS = "centers.npy"

@@ -298,13 +298,13 @@ class BatchKMeans:
         """Collective. Return this rank's parts of the first `count` rows, shuffled, and the largest magnitudes (D + 1,)."""
         largest, heaviest, parts = np.zeros(self._shard.columns or 1), 0.0, list[Part]()
         batches = NumericBatches(self._world, "train", self._shard, self._assigner.largest, weights=True)
-        for batch, rows, magnitudes in islice(batches.epoch(self._rows, 0, shuffle=True), -(-count // self._rows)):
+        for batch, rows, magnitudes, most, _ in islice(batches.epoch(self._rows, 0, shuffle=True), -(-count // self._rows)):
             stop = min(max(count - batch.first_row, 0), len(batch))
             weights = np.zeros(0) if batch.weight is None else batch.weight[:stop].astype(np.float64)
             parts.append((batch.first_row, packed(head(rows, stop)), weights))
             np.maximum(largest, magnitudes, out=largest)
-            heaviest = max(heaviest, 1.0 if batch.weight is None else float(weights.max(initial=0.0)))
-        return parts, np.append(largest, self._world.all_reduce(np.array([heaviest]), "max"))
+            heaviest = max(heaviest, most)
+        return parts, np.append(largest, heaviest)
 
     def _start(self, parts: list[Part], stop: int) -> Array:
         """Collective. Return the best of several starts on the first rows of the sample."""
@@ -337,10 +337,10 @@ class BatchKMeans:
         """Collective. Return the largest magnitudes of columns and weights (D + 1,) of the channel, whose rows it checks."""
         largest, heaviest = np.zeros(self._shard.columns or 1), 0.0
         batches = NumericBatches(self._world, "train", self._shard, self._assigner.largest, weights=True)
-        for batch, _, magnitudes in batches.epoch(self._rows, 0):
+        for _, _, magnitudes, most, _ in batches.epoch(self._rows, 0):
             np.maximum(largest, magnitudes, out=largest)
-            heaviest = max(heaviest, 1.0 if batch.weight is None else float(batch.weight.max(initial=0.0)))
-        return np.append(largest, self._world.all_reduce(np.array([heaviest]), "max"))
+            heaviest = max(heaviest, most)
+        return np.append(largest, heaviest)
 
     def _read(self) -> Iterator[Part]:
         for batch in self._shard.batches(self._rows):

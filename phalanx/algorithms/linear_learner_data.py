@@ -5,7 +5,7 @@ Legend of shapes: N rows, D columns, P candidates, K outputs of a row.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import final
 
@@ -14,7 +14,6 @@ import numpy as np
 from ..contracts import Array, Batch, Collective, Csr, Session, Shard
 from ..data.order import block_rows
 from ..errors import UserError
-from ..parallel.collective import together
 from .fixed_point import grid, snap
 from .kernels import linear as loops
 from .linear_learner_hyperparameters import LinearLearnerHyperparameters
@@ -120,23 +119,19 @@ class Reader:
             UserError: on every rank, for rows that cannot be read or labels that do not fit predictor_type.
         """
         world, shard = self.session.world, self.session.channels[name]
-        minus = other = False
-        for batch, features, largest in NumericBatches(world, name, shard, largest_of, weights=True).epoch(
-            rows, epoch, shuffle=shuffle
-        ):
+        binary = self.wanted.predictor_type == "binary_classifier"
+        kinds = np.zeros(2)  # whether there was a label below zero, and of zero
 
-            def where(i: int, first: int = batch.first_row) -> str:
-                return shard.where(first + i, epoch=epoch, shuffle=shuffle)
+        def look(batch: Batch, where: Callable[[int], str]) -> Array:
+            label = self._label(name, batch, where)
+            return np.array([np.any(label < 0), np.any(label == 0)], dtype=np.float64)
 
-            label = together(
-                world,
-                f"reading the labels of channel '{name}'",
-                lambda b=batch, w=where: self._label(name, b, w),  # type: ignore[misc]
-            )
-            if self.wanted.predictor_type == "binary_classifier":
-                seen = world.all_reduce(np.array([np.any(label < 0), np.any(label == 0)], dtype=np.int64), "max")
-                minus, other = minus or bool(seen[0]), other or bool(seen[1])
-                if minus and other:
+        batches = NumericBatches(world, name, shard, largest_of, weights=True, look=look, looked_at=len(kinds))
+        for batch, features, largest, _, seen in batches.epoch(rows, epoch, shuffle=shuffle):
+            label = np.asarray(batch.label, dtype=np.float64)
+            if binary:
+                np.maximum(kinds, seen, out=kinds)
+                if kinds.all():
                     raise UserError(f"channel '{name}' has labels -1 and 0; a binary_classifier needs 0 and 1, or -1 and 1")
                 label = np.maximum(label, 0)
             weight = np.ones(len(batch)) if batch.weight is None else batch.weight.astype(np.float64)
@@ -201,7 +196,8 @@ class Reader:
             if len(read.batch):
                 yield self.piece(shard, READ_ROWS, read, scaler)
 
-    def _label(self, name: str, batch: Batch, where: object) -> Array:
+    def _label(self, name: str, batch: Batch, where: Callable[[int], str]) -> Array:
+        """Return the labels of a batch (N,), which fit predictor_type."""
         wanted, label = self.wanted, batch.label
         columns = self.session.channels["train"].columns or 0
         if isinstance(batch.features, np.ndarray) and batch.features.shape[1] != columns:  # sparse rows may be narrower
@@ -223,8 +219,9 @@ class Reader:
             raise UserError(f"channel '{name}' has row weights that are negative or not finite")
         if not good.all():
             row = int(np.flatnonzero(~good)[0])
-            place = where(row) if callable(where) else row
-            raise UserError(f"channel '{name}', {place}: the label is {label[row]:g}; {wanted.predictor_type} needs {needed}")
+            raise UserError(
+                f"channel '{name}', {where(row)}: the label is {label[row]:g}; {wanted.predictor_type} needs {needed}"
+            )
         return np.asarray(label, dtype=np.float64)
 
 

@@ -279,7 +279,13 @@ class Training:
         wanted = self._wanted
         most = min(wanted.num_calibration_samples, max(_CALIBRATED_NUMBERS // weights.shape[1], 1))
         z, label = self._collected(name, weights, most)
-        return [measures.calibrate(score, label, wanted) for score in probabilities(z, wanted).T] if len(label) else []
+        if not len(label):
+            return []
+        world, columns = self._session.world, probabilities(z, wanted).T
+        own = [measures.calibrate(column, label, wanted) for column in columns[world.rank :: world.size]]  # all have all rows
+        shares = [np.asarray(share).reshape(-1, 2) for share in world.all_gather(np.array(own))]
+        found = [shares[number % world.size][number // world.size] for number in range(len(columns))]
+        return [(float(threshold), float(criterion)) for threshold, criterion in found]
 
     def _collected(self, name: str, weights: Array, most: int) -> tuple[Array, Array]:
         """Collective. Return scores (n, P·K) and labels (n,) of at most `most` rows of a channel."""

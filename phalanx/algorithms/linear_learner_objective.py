@@ -103,11 +103,12 @@ class Objective:
         whole = isinstance(self._loss, Logistic)  # whose kernels go through a piece chunk by chunk
         self._crew.run(work, pieces if whole else _groups(pieces, models * outputs))
         total = grids.total()
-        loss = self._world.all_reduce(np.append(total.loss, total.weight))
-        gradient = total.gradient.reshape(weights.shape)
+        sent = [np.append(total.loss, total.weight)]
         if gradients:
-            gradient = self._world.all_reduce(gradient)
-        return loss[:-1], gradient, float(loss[-1])
+            sent.append(total.gradient.ravel())
+        sums = self._world.all_reduce(np.concatenate(sent))
+        gradient = sums[models + 1 :] if gradients else total.gradient
+        return sums[:models], gradient.reshape(weights.shape), float(sums[models])
 
     def bounds(self, flat: Array) -> tuple[Array, Array]:
         """Return bounds of slopes (M,) and of losses (M,) of a row, weighted."""

@@ -132,7 +132,7 @@ class RandomCutForest:
             self._shingles.recent = np.asarray(self._restored["recent"].value, dtype=np.float32)
         steps = -(-train.rows // size)
         batches = NumericBatches(session.world, "train", train, Assigner(1).largest)
-        for batch, rows, largest in batches.epoch(size, 0) if self._step < steps else ():
+        for batch, rows, largest, *_ in batches.epoch(size, 0) if self._step < steps else ():
             number = batch.first_row // size
             if number < self._step:  # the channel itself may have gone on from its place
                 continue
@@ -316,7 +316,7 @@ class RandomCutForest:
         if shard.columns != columns:
             raise UserError(f"channel '{name}' has {shard.columns} features where channel 'train' has {columns}")
         shingles = Shingles(size, columns, parted=shard.parts > 1)
-        for batch, rows, largest in NumericBatches(world, name, shard, Assigner(1).largest).epoch(_EVALUATED_ROWS, 0):
+        for batch, rows, largest, *_ in NumericBatches(world, name, shard, Assigner(1).largest).epoch(_EVALUATED_ROWS, 0):
             _refuse_large(float(largest.max(initial=0)), f"channel '{name}'")
             first, windows = shingles.of(world, batch.first_row, dense_rows(rows, 0, len(rows)))
             if batch.label is None:

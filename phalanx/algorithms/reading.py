@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import final
+from typing import NamedTuple, final
 
 import numpy as np
 
 from ..contracts import Array, Batch, Collective, Csr, Features, Records, Session, Shard
 from ..errors import UserError, nearest
 from ..parallel.collective import together
+
+
+class Part(NamedTuple):
+    """A rank's part of a global batch."""
+
+    batch: Batch
+    features: Array | Csr
+    largest: Array  # (D,) magnitudes of the columns, over all ranks
+    heaviest: float  # weight of a row, over all ranks; 1 where rows have none
+    seen: Array  # (E,) what `look` returned, the largest over all ranks
 
 
 @final
@@ -22,19 +32,31 @@ class NumericBatches:
         shard: the channel.
         largest: returns the largest magnitude of each column (D,), not finite where a value is not.
         weights: whether rows may have weights.
+        look: returns what else is to be known of a batch, as (E,) numbers of which the largest over all ranks counts; it is
+            given a way to name the place of one of the batch's rows, and raises where they cannot be used.
+        looked_at: E.
     """
 
     def __init__(
-        self, world: Collective, name: str, shard: Shard, largest: Callable[[Array | Csr], Array], *, weights: bool = False
+        self,
+        world: Collective,
+        name: str,
+        shard: Shard,
+        largest: Callable[[Array | Csr], Array],
+        *,
+        weights: bool = False,
+        look: Callable[[Batch, Callable[[int], str]], Array] | None = None,
+        looked_at: int = 0,
     ) -> None:
         self._world = world
         self._name = name
         self._shard = shard
         self._largest = largest
         self._weights = weights
+        self._look, self._looked_at = look, looked_at
 
-    def epoch(self, rows: int, epoch: int, *, shuffle: bool = False) -> Iterator[tuple[Batch, Array | Csr, Array]]:
-        """Collective. Yield this rank's part of every global batch, its features, and the largest magnitudes over all ranks.
+    def epoch(self, rows: int, epoch: int, *, shuffle: bool = False) -> Iterator[Part]:
+        """Collective. Yield this rank's part of every global batch.
 
         Raises:
             UserError: on every rank, when a rank meets rows that cannot be read or numbers that are not finite.
@@ -44,23 +66,31 @@ class NumericBatches:
         while True:
             error: Exception | None = None
             batch: Batch | None = None
-            largest = np.zeros(columns + 1)
+            most = np.zeros(columns + self._looked_at + 2)  # magnitudes, what `look` returned, weight, whether it failed
+            seen = most[columns:-2]
+            seen[:] = -np.inf
             try:
                 batches = batches or self._shard.batches(rows, epoch=epoch, shuffle=shuffle)
                 batch = next(batches, None)
                 if batch is not None:
-                    largest[:-1] = self._checked(
-                        batch, columns, lambda row: self._shard.where(row, epoch=epoch, shuffle=shuffle)
-                    )
+
+                    def where(row: int, first: int = batch.first_row) -> str:
+                        return self._shard.where(first + row, epoch=epoch, shuffle=shuffle)
+
+                    most[:columns] = self._checked(batch, columns, where)
+                    most[-2] = 1.0 if batch.weight is None else batch.weight.max(initial=0.0)
+                    if self._look is not None:
+                        seen[:] = self._look(batch, where)
             except Exception as problem:
                 error = problem
-                largest[-1] = 1
-            largest = self._world.all_reduce(largest, "max")
-            if largest[-1]:
+                most[-1] = 1
+            most = self._world.all_reduce(most, "max")
+            if most[-1]:
                 together(self._world, f"reading channel '{self._name}'", lambda error=error: _raise(error))  # type: ignore[misc]
             if batch is None:
                 return
-            yield batch, numbers(batch.features, f"channel '{self._name}'"), largest[:-1]
+            features = numbers(batch.features, f"channel '{self._name}'")
+            yield Part(batch, features, most[:columns], float(most[-2]), most[columns:-2])
 
     def _checked(self, batch: Batch, columns: int, where: Callable[[int], str]) -> Array:
         features = numbers(batch.features, f"channel '{self._name}'")
@@ -74,7 +104,7 @@ class NumericBatches:
         largest = self._largest(features)
         if not np.isfinite(largest).all():
             row, column, value = first_not_finite(features)
-            place = where(batch.first_row + row)
+            place = where(row)
             raise UserError(
                 f"channel '{self._name}', {place}: feature {column + 1} is {value}; only finite numbers can be trained on"
             )

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..contracts import Collective, MicroBatch, Recipe, Replica, State, StepOutput
 from ..errors import UserError
 from . import checkpointing
+from .lanes import Lane
 from .objective import (
     Objective,
     apply_gradients,
@@ -116,11 +117,12 @@ class DataParallelReplica:
         if world.size > 1:
             ensure_default_group(world, recipe.device)
             broadcast_module(self._module)
-            if options.find_unused_parameters != "auto":
-                self._wrapped = self._wrap(find_unused=options.find_unused_parameters)
-                if not options.find_unused_parameters:
-                    self._reduce([(p, torch.zeros_like(p)) for p in [*self._parameters, self._total]])
-                    self._forget()
+        self._lane = Lane(world, recipe.device)
+        if world.size > 1 and options.find_unused_parameters != "auto":
+            self._wrapped = self._wrap(find_unused=options.find_unused_parameters)
+            if not options.find_unused_parameters:
+                self._reduce([(p, torch.zeros_like(p)) for p in [*self._parameters, self._total]])
+                self._forget()
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -163,8 +165,7 @@ class DataParallelReplica:
             for micro in micro_batches:
                 if micro.weight:
                     total += self._objective(micro.inputs, micro.target).double() * micro.weight
-        if self._world.size > 1:
-            dist.all_reduce(total)
+        self._lane.reduce(total)
         return float(total)
 
     def predict_step(self, inputs: Any) -> Any:
@@ -187,6 +188,7 @@ class DataParallelReplica:
     def close(self) -> None:
         """See `contracts.Replica`."""
         self._wrapped = None
+        self._lane.close()
 
     def _loss(self, micro: MicroBatch) -> torch.Tensor:
         try:
@@ -204,13 +206,15 @@ class DataParallelReplica:
             ) from error
 
     def _wrap(self, *, find_unused: bool) -> DistributedDataParallel:
-        return DistributedDataParallel(
+        wrapped = DistributedDataParallel(
             self._counted,
             bucket_cap_mb=self._options.bucket_mb,
             find_unused_parameters=find_unused,
             gradient_as_bucket_view=True,
             init_sync=False,
         )
+        self._lane.carry(wrapped)
+        return wrapped
 
     def _forget_gradients(self) -> None:
         """Do what the optimizer's own `zero_grad` does, at a fraction of its cost, unless it is one of its own kind."""

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-import torch.distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..contracts import Collective, Entry, MicroBatch, Recipe, Replica, State, StepOutput
 from ..errors import AlgorithmError, UserError
 from . import checkpointing
+from .lanes import Lane
 from .objective import (
     Objective,
     autocast,
@@ -99,6 +99,7 @@ class ExactReplica:
         if world.size > 1:
             ensure_default_group(world, recipe.device)
             broadcast_module(self._module)
+        self._lane = Lane(world, recipe.device)
         if recipe.activation_checkpointing:
             checkpointing.apply(self._module)
         self._objective = Objective(recipe)
@@ -126,7 +127,7 @@ class ExactReplica:
             loss = self._added([loss.double() for loss in losses])
             refuse_not_finite(loss, losses, self._world)
             seen = torch.tensor([largest, *used], dtype=torch.float64, device=recipe.device)
-            self._reduce(seen, dist.ReduceOp.MAX)
+            self._lane.reduce(seen, "max")
             if not math.isfinite(float(seen[0])):
                 raise AlgorithmError("a gradient is not finite: look at the learning rate and the data")
             exponent = math.frexp(float(seen[0]))[1]
@@ -134,7 +135,7 @@ class ExactReplica:
             if fits or float(seen[0]) == 0:
                 break
             self._exponent = exponent  # the first step, or one unlike those before: again, at its own scale
-        self._reduce(self._sums, dist.ReduceOp.SUM)
+        self._lane.reduce(self._sums)
         scale = 2.0 ** ((self._exponent or 0) - _BITS)
         for parameter, sums, wanted in zip(self._parameters, self._views, seen[1:].tolist(), strict=True):
             parameter.grad = (sums.double() * scale).to(parameter.dtype) if wanted else None
@@ -183,6 +184,7 @@ class ExactReplica:
 
     def close(self) -> None:
         """See `contracts.Replica`."""
+        self._lane.close()
 
     def _pass(self, micro_batches: Sequence[MicroBatch]) -> tuple[list[torch.Tensor], float, list[float]]:
         """Compute every micro-batch; return its losses, the largest gradient met, and which parameters were used.
@@ -217,9 +219,5 @@ class ExactReplica:
         finite = all(math.isfinite(value) for value in values)
         total = sum(round(value * 2**_LOSS_BITS) for value in values) if finite else 0
         packed = torch.tensor([0 if finite else 1, total], dtype=torch.int64, device=self._recipe.device)
-        self._reduce(packed, dist.ReduceOp.SUM)
+        self._lane.reduce(packed)
         return math.nan if int(packed[0]) else int(packed[1]) / 2**_LOSS_BITS
-
-    def _reduce(self, tensor: torch.Tensor, op: Any) -> None:
-        if self._world.size > 1:
-            dist.all_reduce(tensor, op=op)

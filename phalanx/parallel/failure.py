@@ -18,7 +18,9 @@ import torch.distributed as dist
 from ..contracts import Collective
 from ..errors import PhalanxError, PlatformError, Stopped, UserError, from_record, to_record
 from . import connections
-from .torch_collective import TorchCollective, lost_words
+from .joining import store_of
+from .neighbours import Neighbours
+from .torch_collective import lost_words
 
 _LOST = (
     "onnection",
@@ -44,17 +46,20 @@ def shared_failure(world: Collective) -> Iterator[None]:
     except Stopped:
         raise  # all ranks stop at the same step
     except Exception as error:
-        if world.size == 1 or not isinstance(world, TorchCollective):
+        if world.size == 1 or store_of(world) is None:
             raise
         raise _agreed(error, world) from error
 
 
-def _agreed(error: Exception, world: TorchCollective) -> Exception:
-    store: Any = dist.PrefixStore(_KEY, world.store)  # type: ignore[attr-defined]
+def _agreed(error: Exception, world: Collective) -> Exception:
+    met: Any = store_of(world)
+    store: Any = dist.PrefixStore(_KEY, met)  # type: ignore[attr-defined]
     record = {**to_record(error), "lost": _is_lost(error)}
     try:
         store.set(str(world.rank), json.dumps(record))
         connections.groups.cut(_port(store))
+        if isinstance(world, Neighbours):
+            world.cut()
         records = _collect(store, world)
         store.add("read", 1)
         if world.rank == 0:  # the store may live in this process
@@ -70,7 +75,7 @@ def _agreed(error: Exception, world: TorchCollective) -> Exception:
     return found
 
 
-def _collect(store: Any, world: TorchCollective) -> dict[int, dict[str, Any]]:
+def _collect(store: Any, world: Collective) -> dict[int, dict[str, Any]]:
     """Return what the ranks wrote: waits for all of them, or for a moment."""
     found: dict[int, dict[str, Any]] = {}
 

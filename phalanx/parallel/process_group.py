@@ -13,7 +13,8 @@ from ..contracts import Collective
 from ..errors import PlatformError, UserError
 from . import connections
 from .collective import Solo
-from .torch_collective import TorchCollective, lost_words
+from .joining import store_of, world_over
+from .torch_collective import lost_words
 
 TIMEOUT_S = 1800.0
 _c10d: Any = dist
@@ -64,7 +65,7 @@ def world_of_environment(timeout_s: float = TIMEOUT_S) -> Collective:
     address = place.master_addr if place else ""
     store = _c10d.distributed_c10d._get_default_store()
     with connections.groups.noted():
-        return TorchCollective.over(store, dist.get_rank(), dist.get_world_size(), address, timeout_s=timeout_s)
+        return world_over(store, dist.get_rank(), dist.get_world_size(), address, timeout_s=timeout_s)
 
 
 def ensure_default_group(world: Collective, device: torch.device) -> None:
@@ -77,8 +78,9 @@ def ensure_default_group(world: Collective, device: torch.device) -> None:
         if dist.get_world_size() != world.size:
             raise UserError(f"torch's process group has {dist.get_world_size()} ranks, the job {world.size}: they must agree")
         return
-    if isinstance(world, TorchCollective):
-        store = _c10d.PrefixStore("default", world.store)
+    met = store_of(world)
+    if met is not None:
+        store = _c10d.PrefixStore("default", met)
     elif world.size == 1:
         store = _c10d.HashStore()
     else:

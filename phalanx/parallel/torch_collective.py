@@ -92,19 +92,7 @@ class TorchCollective:
             PlatformError: the others did not come in time.
             UserError: nccl was asked of a torch without it.
         """
-        limit = timedelta(seconds=timeout_s)
-        try:
-            store = _c10d.TCPStore(
-                addr,
-                port,
-                size,
-                is_master=rank == 0,
-                timeout=limit,
-                wait_for_workers=False,
-                master_listen_fd=store_fd if rank == 0 else None,
-            )
-        except RuntimeError as error:
-            raise _not_met(rank, size, f"{addr}:{port} within {timeout_s:g} s", error) from error
+        store = open_store(rank, size, addr, port, store_fd=store_fd, timeout_s=timeout_s)
         return cls.over(store, rank, size, addr, place=f"{addr}:{port}", backend=backend, timeout_s=timeout_s)
 
     @classmethod
@@ -132,7 +120,7 @@ class TorchCollective:
             else:
                 group = _gloo(_c10d.PrefixStore("calls", store), rank, size, addr, limit)
         except RuntimeError as error:
-            raise _not_met(rank, size, f"{place or addr} within {timeout_s:g} s", error) from error
+            raise not_met(rank, size, f"{place or addr} within {timeout_s:g} s", error) from error
         world = cls(store, group, votes, device, timeout_s)
         world.barrier(timeout_s)  # nobody leaves, not even with an error, while another still connects
         return world
@@ -270,7 +258,28 @@ class TorchCollective:
         return PlatformError(f"rank {self.rank} lost contact with another worker during {what}: {lost_words(error)}")
 
 
-def _not_met(rank: int, size: int, place: str, error: RuntimeError) -> PlatformError:
+def open_store(rank: int, size: int, addr: str, port: int, *, store_fd: int | None = None, timeout_s: float = 600) -> Any:
+    """Return the key-value store at `addr:port`, which rank 0 keeps; see `TorchCollective.open`.
+
+    Raises:
+        PlatformError: rank 0 did not come in time.
+    """
+    try:
+        return _c10d.TCPStore(
+            addr,
+            port,
+            size,
+            is_master=rank == 0,
+            timeout=timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            master_listen_fd=store_fd if rank == 0 else None,
+        )
+    except RuntimeError as error:
+        raise not_met(rank, size, f"{addr}:{port} within {timeout_s:g} s", error) from error
+
+
+def not_met(rank: int, size: int, place: str, error: RuntimeError) -> PlatformError:
+    """Return the error of ranks that did not come."""
     return PlatformError(f"rank {rank} of {size} could not meet the other workers at {place}: {lost_words(error)}")
 
 

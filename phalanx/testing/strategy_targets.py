@@ -219,10 +219,10 @@ def _open(context: WorkerContext) -> Collective:
     if context.size == 1:
         return Solo()
     from .. import environment
-    from ..parallel.torch_collective import TorchCollective
+    from ..parallel import joining
 
     place = environment.placement()
     assert place is not None
-    return TorchCollective.open(
+    return joining.open_world(
         place.rank, place.size, place.master_addr, place.master_port, store_fd=context.store_fd, timeout_s=60
     )

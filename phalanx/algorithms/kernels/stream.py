@@ -9,15 +9,13 @@ from typing import final
 
 import numpy as np
 
-from ...contracts import Array, Batch, Collective, Csr, Shard
+from ...contracts import Array, Collective, Csr, Shard
 from ...errors import UserError
 from ..fixed_point import grid, snap
-from ..reading import NumericBatches, copies
+from ..reading import NumericBatches, Part, copies
 from . import kmeans as loops
 from .lloyd import Init, Reduction, choose, random_stream, trial
 from .nearest import Assigner, Centers, dense_rows
-
-Part = tuple[Batch, Array | Csr, Array]  # of a batch: this rank's part, its features, largest magnitudes over all ranks
 
 
 @final
@@ -46,9 +44,9 @@ class Stream:
         Returns:
             The mean squared distance of the batch's rows, as they weigh, to the centres before they moved.
         """
-        batch, rows, largest = part
+        batch, rows, largest, heaviest, _ = part
         centers = Centers(self.centers)
-        row_weights, heaviest = weights_of(world, batch)
+        row_weights = None if batch.weight is None else batch.weight.astype(np.float64)
         anchors = grid(np.append(np.append(largest, centers.farthest(largest)) * heaviest, heaviest), batch_rows)
         if row_weights is None:
             anchors = anchors[:-1]
@@ -83,13 +81,6 @@ class Stream:
         self.weights[idle[: len(picked)]] = 1
 
 
-def weights_of(world: Collective, batch: Batch) -> tuple[Array | None, float]:
-    """Collective. Return the weights of this rank's rows (N,) float64, None where all are 1; and the largest of any rank."""
-    own = None if batch.weight is None else batch.weight.astype(np.float64)
-    heaviest = float(world.all_reduce(np.array([1.0 if own is None else own.max(initial=0.0)]), "max")[0])
-    return own, heaviest
-
-
 def start(world: Collective, batches: NumericBatches, count: int, batch_rows: int, init: Init, seed: int) -> Stream:
     """Collective. Return a stream whose `count` centres are rows from all over the channel, which may be sorted.
 
@@ -102,7 +93,7 @@ def start(world: Collective, batches: NumericBatches, count: int, batch_rows: in
         seed: of the job.
     """
     sample = count if init == "random" else max(count, batch_rows)
-    batch, rows, largest = next(batches.epoch(sample, 0, shuffle=True))
+    batch, rows, largest, *_ = next(batches.epoch(sample, 0, shuffle=True))
     if not np.isfinite(largest).all():
         for _ in batches.epoch(batch_rows, 0):
             pass  # in order of rows the bad one is found, and named
@@ -156,10 +147,10 @@ def evaluate(
         raise UserError(f"channel '{name}' has {shard.columns} features where channel 'train' has {centers.shape[1]}")
     prepared = Centers(centers)
     total, cost = np.zeros(world.size), np.zeros(world.size)  # of each rank's rows: weights, weighted squared distances
-    for batch, rows, largest in NumericBatches(world, name, shard, assigner.largest, weights=True).epoch(batch_rows, 0):
+    batches = NumericBatches(world, name, shard, assigner.largest, weights=True)
+    for batch, rows, largest, heaviest, _ in batches.epoch(batch_rows, 0):
         _, distances = assigner.assign(rows, prepared)
-        weights, heaviest = weights_of(world, batch)
-        weights = np.ones(len(batch)) if weights is None else weights
+        weights = np.ones(len(batch)) if batch.weight is None else batch.weight.astype(np.float64)
         costs = snap(distances * weights, grid(prepared.farthest(largest) * heaviest, batch_rows))
         parts = world.all_gather([float(snap(weights, grid(heaviest, batch_rows)).sum()), float(costs.sum())])
         total[:] += [part[0] for part in parts]
