@@ -1,6 +1,6 @@
 """Jobs on a running Ray cluster, beside Ray's own TorchTrainer: until the first step, after a killed rank, and per step.
 
-    python benchmarks/ray.py [--rounds 3] [--steps 300]
+    python benchmarks/ray.py [--rounds 3] [--steps 300] [--parts first restart step]
 
 Both train the same MLP with two ranks of a thread each (`ray_steps.py`); the cluster runs, and both have imported Ray, before
 the clock does. "plain" are two processes that nobody supervises: what a step costs without a launcher.
@@ -99,48 +99,56 @@ def plain(notes: Path, count: int, dies_at: int) -> None:
         raise RuntimeError("the plain processes failed")
 
 
-def measured(run: Run, count: int, dies_at: int) -> dict[str, float]:
-    """Return seconds to the first step, from the kill to the first step after it, and of the median step."""
+def measured(run: Run, part: str, count: int) -> float:
+    """Return seconds: to the first step, from the kill of a rank to the first step after it, or of the median step."""
     with tempfile.TemporaryDirectory(prefix="phalanx-bench-") as folder:
         notes = Path(folder)
         begun = time.time()
-        run(notes, count, dies_at)
-        found = {"first": float((notes / "first-0").read_text()) - begun, "step": json.loads((notes / "step").read_text())}
-        if dies_at:
-            found["again"] = float((notes / "first-1").read_text()) - float((notes / "killed").read_text())
-        return found
+        run(notes, {"first": 5, "restart": 20, "step": count}[part], 10 if part == "restart" else 0)
+        if part == "first":
+            return float((notes / "first-0").read_text()) - begun
+        if part == "restart":
+            return float((notes / "first-1").read_text()) - float((notes / "killed").read_text())
+        return float(json.loads((notes / "step").read_text()))
+
+
+PARTS: dict[str, tuple[str, float, dict[str, Run], str, float]] = {  # its row, times what, who, against whom, the limit
+    "first": ("run() to the first step, s", 1, {"Phalanx": phalanx_job, "TorchTrainer": torch_trainer}, "TorchTrainer", 0.5),
+    "restart": (
+        "killed rank to the next first step, s",
+        1,
+        {"Phalanx": phalanx_job, "TorchTrainer": torch_trainer},
+        "TorchTrainer",
+        0.5,
+    ),
+    "step": ("a step, ms", 1e3, {"Phalanx": phalanx_job, "TorchTrainer": torch_trainer, "plain": plain}, "plain", 1.01),
+}
 
 
 def main() -> None:
-    """Measure in turns and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Measure in turns, say each figure when it is there, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
     given = parser.parse_args()
     os.environ["RAY_TRAIN_V2_ENABLED"] = "1"
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     logging.disable(logging.WARNING)
-    runs: dict[str, tuple[Run, bool]] = {
-        "Phalanx": (phalanx_job, True),
-        "TorchTrainer": (torch_trainer, True),
-        "plain": (plain, False),
-    }
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
-    for _ in range(given.rounds):
-        for name, (run, restarts) in runs.items():
-            found[name].append(measured(run, given.steps, 0))
-            if restarts:
-                found[name][-1]["again"] = measured(run, 20, 10)["again"]
+    print(f"{machine()}; {versions('ray', 'torch')}; 2 ranks, medians of {given.rounds} rounds\n", flush=True)
+    rows: list[list[object]] = []
+    for part in given.parts:
+        what, times, runs, peer, limit = PARTS[part]
+        found: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(given.rounds):
+            for name, run in runs.items():
+                found[name].append(times * measured(run, part, given.steps))
+                print(f"{part}: {name} {found[name][-1]:.3f}", flush=True)
+        middle = {name: statistics.median(seen) for name, seen in found.items()}
+        ratio = statistics.median(ours / theirs for ours, theirs in zip(found["Phalanx"], found[peer], strict=True))
+        rows.append([what, *(middle.get(name, "") for name in ("Phalanx", "TorchTrainer", "plain")), ratio, f"{limit:g}"])
     ray.shutdown()
-    middle = {name: {key: statistics.median(one[key] for one in seen) for key in seen[0]} for name, seen in found.items()}
-    ours, peer, alone = middle["Phalanx"], middle["TorchTrainer"], middle["plain"]
-    rows: list[list[object]] = [
-        ["run() to the first step, s", ours["first"], peer["first"], "", ours["first"] / peer["first"]],
-        ["killed rank to the next first step, s", ours["again"], peer["again"], "", ours["again"] / peer["again"]],
-        ["a step, ms", 1e3 * ours["step"], 1e3 * peer["step"], 1e3 * alone["step"], ours["step"] / alone["step"]],
-    ]
-    print(f"{machine()}; {versions('ray', 'torch')}; 2 ranks, medians of {given.rounds} rounds\n")
-    print(table(["", "Phalanx", "TorchTrainer", "plain", "ratio"], rows))
+    print("\n" + table(["", "Phalanx", "TorchTrainer", "plain", "ratio", "limit"], rows))
 
 
 if __name__ == "__main__":

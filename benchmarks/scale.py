@@ -1,19 +1,21 @@
 """Weak scaling: measured from one worker to two with a thread each, and predicted up to 1,024 by a model fitted to that.
 
-    python benchmarks/scale.py [--rounds 5] [--gigabits 25] [--hop-us 20] [--plot scale.png]
+    python benchmarks/scale.py [--rounds 5] [--cases NAME …] [--gigabits 25] [--hop-us 20] [--plot scale.png]
 
 Measured: jobs with the same rows for every worker, started in turns with one worker and with two; seconds a step are from the
-job's own metrics, without the first tenth. Efficiency is the step of one worker over the step of two, limit 0.9. `alone twice`
-is the same for two jobs of one worker side by side, which share nothing but the machine: what it leaves of its own speed.
+job's own metrics, without the first tenth and the last, which ends the job as well. Rows a step are those that a job has where
+nobody says otherwise, and DDP's are such as a script may have; what is shorter or longer stands beside it. Efficiency is the
+step of one worker over the step of two, limit 0.9. `alone twice` is the same for two jobs of one worker side by side, which
+share nothing but the machine: what it leaves of its own speed.
 
 Predicted: step(W) = compute * straggle(W) + the sum of its calls, each call(bytes, W).
-  compute    seconds a step of one worker
+  compute    seconds a step of one worker; for two on this machine, of one beside another
   straggle   the slowest of W: compute times are taken as log-normal, with the spread that the steps of one worker have
   calls      collectives a step and their bytes, counted in a run of one worker
-  call       a ring, as gloo's: 2 (W - 1) hops, and 2 (W - 1) / W of the bytes; or a tree, which NCCL has too: 2 log2(W) hops,
-             and the same bytes. Votes (one int64, at most ten a second) count as calls.
-Once with hop and bandwidth of this machine's loopback, fitted to all-reduces of two processes (to be compared with the measured
-step of two workers), and once with those of the network that is given.
+  call       on one machine, through shared memory: a hop, and the bytes; both fitted to all-reduces of two processes.
+             Between machines a ring, as gloo's: 2 (W - 1) hops, and 2 (W - 1) / W of the bytes; or a tree, which NCCL has
+             too: 2 log2(W) hops, and the same bytes. A hop is what gloo takes here between two processes, where no network
+             is in between, and the network's own. Votes (one int64, at most ten a second) count as calls.
 """
 
 from __future__ import annotations
@@ -42,9 +44,9 @@ from phalanx.parallel.collective import Solo
 from phalanx.testing.sessions import MemorySession, Rows
 
 WORLDS = [2**n for n in range(11)]
-ROWS, COLUMNS = 40_000, 32  # of a worker
+ROWS, COLUMNS = 100_000, 32  # of a worker
 VOTES_A_SECOND = 10
-NET = {"width": 512, "inputs": 256, "batch": 256, "steps": 120}
+NET = {"width": 512, "inputs": 256}
 SCRIPT = """
 import sys, torch, phalanx
 from torch import nn
@@ -141,14 +143,14 @@ def algorithm_case(name: str, algorithm: str, given: Callable[[int], dict[str, A
     return Case(name, job, lambda: counted(algorithm, given(1)))
 
 
-def ddp_case(folder: Path) -> Case:
+def ddp_case(name: str, batch: int, steps: int, folder: Path) -> Case:
     script = folder / "ddp.py"
     script.write_text(SCRIPT)
 
     def job(workers: int, runs: Path) -> phalanx.TrainingJob:
         return phalanx.TrainingJob(
             script=str(script),
-            arguments=[str(value) for value in NET.values()],
+            arguments=[str(value) for value in (NET["width"], NET["inputs"], batch, steps)],
             strategy="ddp",
             workers=workers,
             threads_per_worker=1,
@@ -158,14 +160,47 @@ def ddp_case(folder: Path) -> Case:
         )
 
     parameters = NET["inputs"] * NET["width"] + NET["width"] ** 2 + NET["width"] * 10 + 2 * NET["width"] + 10
-    return Case("DDP", job, lambda: [4 * parameters, 8])  # gradients in one bucket, and the loss
+    return Case(name, job, lambda: [4 * parameters + 4])  # gradients and the loss, in one bucket
+
+
+def all_cases(folder: Path) -> list[Case]:
+    """Return what can be measured."""
+    classifier = {"predictor_type": "binary_classifier", "early_stopping_patience": 100}
+    mini = {**classifier, "optimizer": "adam"}
+
+    def k_means(rows: int, epochs: int) -> Callable[[int], dict[str, Any]]:
+        return lambda workers: {"k": 64, "mini_batch_size": rows * workers, "epochs": epochs}
+
+    def adam(rows: int, epochs: int) -> Callable[[int], dict[str, Any]]:
+        return lambda workers: {**mini, "mini_batch_size": rows * workers, "epochs": epochs}
+
+    return [
+        algorithm_case("k-means, 5,000 rows (default)", "kmeans", k_means(5000, 10), folder),
+        algorithm_case("k-means, 25,000 rows", "kmeans", k_means(25_000, 20), folder),
+        algorithm_case("linear learner, a pass (default)", "linear_learner", lambda _: classifier, folder),
+        algorithm_case(
+            "linear learner, adam, 1,000 rows (default)",
+            "linear_learner",
+            adam(1000, 3),
+            folder,
+        ),
+        algorithm_case(
+            "linear learner, adam, 5,000 rows",
+            "linear_learner",
+            adam(5000, 8),
+            folder,
+        ),
+        ddp_case("DDP, 64 rows", 64, 400, folder),
+        ddp_case("DDP, 256 rows", 256, 200, folder),
+        ddp_case("DDP, 1,024 rows", 1024, 80, folder),
+    ]
 
 
 def steps_of(job: phalanx.TrainingJob) -> list[float]:
-    """Return the seconds of every step of a job but for its first tenth."""
+    """Return the seconds of every step of a job but for its first tenth and the last."""
     result = job.run(progress=False)
     lines = [json.loads(line) for line in (Path(result.folder) / "metrics.jsonl").read_text().splitlines()]
-    times = [line["time"] for line in lines][max(1, len(lines) // 10) :]
+    times = [line["time"] for line in lines][max(1, len(lines) // 10) : -1]
     return [after - before for before, after in itertools.pairwise(times)]
 
 
@@ -183,9 +218,10 @@ def measure(case: Case, runs: Path, rounds: int) -> None:
 
 _ECHO = """
 import json, sys, time, numpy as np
+from phalanx.parallel.joining import open_world
 from phalanx.parallel.torch_collective import TorchCollective
-rank, port = int(sys.argv[1]), int(sys.argv[2])
-world = TorchCollective.open(rank, 2, "127.0.0.1", port)
+rank, port, opened = int(sys.argv[1]), int(sys.argv[2]), {"gloo": TorchCollective.open, "shared": open_world}[sys.argv[3]]
+world = opened(rank, 2, "127.0.0.1", port)
 found = []
 for size in (8, 1024, 16384, 262144, 1048576, 4194304):
     x = np.zeros(size // 8)
@@ -202,14 +238,14 @@ if rank == 0:
 """
 
 
-def loopback() -> tuple[float, float]:
-    """Return the seconds of a hop and the bytes a second that all-reduces of two processes come to."""
+def loopback(way: str) -> tuple[float, float]:
+    """Return the seconds of a hop and the bytes a second of all-reduces of two processes, by gloo or shared memory."""
     import socket
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     ranks = [
-        subprocess.Popen([sys.executable, "-c", _ECHO, str(rank), str(port)], stdout=subprocess.PIPE, text=True)
+        subprocess.Popen([sys.executable, "-c", _ECHO, str(rank), str(port), way], stdout=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     said = [rank.communicate()[0] for rank in ranks]
@@ -227,14 +263,28 @@ def call_seconds(bytes_: float, workers: int, hop: float, bandwidth: float, tree
 
 
 def predicted(case: Case, calls: list[int], workers: int, hop: float, bandwidth: float, tree: bool) -> float:
-    """Return the efficiency of `workers`."""
+    """Return the efficiency of `workers`, each on a machine of its own."""
     compute = statistics.median(case.singles)
-    spread = statistics.median(case.spread)
+    return compute / (compute * straggle(case, workers) + talk(calls, compute, workers, hop, bandwidth, tree))
+
+
+def on_one_machine(case: Case, calls: list[int], hop: float, bandwidth: float) -> float:
+    """Return the efficiency of two workers on this machine."""
+    compute, beside = statistics.median(case.singles), statistics.median(case.besides)
+    return compute / (beside * straggle(case, 2) + talk(calls, beside, 2, hop, bandwidth, tree=False))
+
+
+def straggle(case: Case, workers: int) -> float:
     quantile = statistics.NormalDist().inv_cdf(1 - 1 / (workers + 1)) if workers > 1 else 0.0
-    votes = VOTES_A_SECOND * compute
-    talk = sum(call_seconds(size, workers, hop, bandwidth, tree) for size in calls)
-    talk += min(1.0, votes) * call_seconds(8, workers, hop, bandwidth, tree)
-    return compute / (compute * math.exp(spread * max(0.0, quantile)) + talk)
+    return math.exp(statistics.median(case.spread) * max(0.0, quantile))
+
+
+def talk(calls: list[int], compute: float, workers: int, hop: float, bandwidth: float, tree: bool) -> float:
+    """Return the seconds that the exchanges of a step take."""
+    votes = min(1.0, VOTES_A_SECOND * compute)
+    return sum(call_seconds(size, workers, hop, bandwidth, tree) for size in calls) + votes * call_seconds(
+        8, workers, hop, bandwidth, tree
+    )
 
 
 def main() -> None:
@@ -242,33 +292,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--gigabits", type=float, default=25.0, help="Of the network between machines, a second.")
     parser.add_argument("--hop-us", type=float, default=20.0, help="Microseconds from one machine to another.")
-    parser.add_argument("--cases", nargs="*", default=["k-means", "linear learner", "DDP"])
+    parser.add_argument("--cases", nargs="*", default=[""], help="Beginnings of their names.")
     parser.add_argument("--plot", help="Write the predictions as a picture.")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         write_data(folder)
-        batch = ROWS // 8
-        cases = [
-            algorithm_case("k-means", "kmeans", lambda w: {"k": 64, "mini_batch_size": batch * w, "epochs": 12}, folder),
-            algorithm_case(
-                "linear learner",
-                "linear_learner",
-                lambda w: {
-                    "predictor_type": "binary_classifier",
-                    "optimizer": "adam",
-                    "num_models": 8,
-                    "mini_batch_size": batch * w,
-                    "epochs": 12,
-                    "early_stopping_patience": 100,
-                },
-                folder,
-            ),
-            ddp_case(folder),
-        ]
-        cases = [case for case in cases if case.name in given.cases]
+        cases = [case for case in all_cases(folder) if case.name.startswith(tuple(given.cases))]
+        print(f"{machine()}; {versions('torch', 'numpy', 'numba')}; {time.strftime('%Y-%m-%d')}\n", flush=True)
         for case in cases:
             measure(case, folder / "runs", given.rounds)
+            print(f"{case.name}: efficiency of 2 {efficiency(case):.3f}", flush=True)
         report(cases, given)
 
 
@@ -282,25 +316,31 @@ def write_data(folder: Path) -> None:
         pq.write_table(pa.table(columns), folder / f"{workers}.parquet", row_group_size=10_000)
 
 
+def efficiency(case: Case) -> float:
+    return statistics.median(one / two for one, two in zip(case.singles, case.pairs, strict=True))
+
+
 def report(cases: list[Case], given: argparse.Namespace) -> None:
-    hop, bandwidth = loopback()
-    net_hop, net_bandwidth = given.hop_us / 1e6, given.gigabits * 1e9 / 8
-    print(f"{machine()}; {versions('torch', 'numpy', 'numba')}; {time.strftime('%Y-%m-%d')}\n")
+    hop, bandwidth = loopback("shared")
+    gloo_hop, gloo_bandwidth = loopback("gloo")
+    net_hop, net_bandwidth = gloo_hop + given.hop_us / 1e6, min(given.gigabits * 1e9 / 8, gloo_bandwidth)
     rows, curves = [], {}
     for case in cases:
         calls = case.exchanged()
-        ratios = [one / two for one, two in zip(case.singles, case.pairs, strict=True)]
-        beside = [one / two for one, two in zip(case.singles, case.besides, strict=True)]
-        model = predicted(case, calls, 2, hop, bandwidth, tree=False)
+        beside = statistics.median(one / two for one, two in zip(case.singles, case.besides, strict=True))
+        model = on_one_machine(case, calls, hop, bandwidth)
         step = statistics.median(case.singles)
-        measured = statistics.median(ratios)
-        rows.append([case.name, f"{step * 1e3:.2f}", len(calls), sum(calls), measured, statistics.median(beside), model])
+        rows.append([case.name, f"{step * 1e3:.2f}", len(calls), sum(calls), efficiency(case), beside, model])
         for tree in (False, True):
             curves[case.name, tree] = [predicted(case, calls, w, net_hop, net_bandwidth, tree) for w in WORLDS]
     heads = ["what", "ms a step", "calls", "bytes", "efficiency of 2", "alone twice", "model for 2"]
-    print(table(heads, rows))
-    print(f"\nLoopback: {hop * 1e6:.0f} us a hop, {bandwidth / 1e9:.2f} GB/s.")
-    print(f"\nPredicted efficiency with {given.gigabits:g} Gbit/s and {given.hop_us:g} us a hop:\n")
+    print("\n" + table(heads, rows))
+    print(f"\nShared memory: {hop * 1e6:.0f} us a hop, {bandwidth / 1e9:.2f} GB/s. ", end="")
+    print(f"Gloo on loopback: {gloo_hop * 1e6:.0f} us a hop, {gloo_bandwidth / 1e9:.2f} GB/s.")
+    print(
+        f"\nPredicted efficiency, a worker a machine, {net_bandwidth * 8 / 1e9:.3g} Gbit/s and {net_hop * 1e6:.0f} us a hop "
+        f"(gloo's own and {given.hop_us:g} us of the network):\n"
+    )
     names = [f"{name}, {'tree' if tree else 'ring'}" for name, tree in curves]
     print(table(["workers", *names], [[w, *(curve[i] for curve in curves.values())] for i, w in enumerate(WORLDS)]))
     if given.plot:

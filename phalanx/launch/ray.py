@@ -77,7 +77,11 @@ class RayLauncher:
                 room = find_room(spec, self._cluster, fixed=fixed, avoid=self._avoided(), tell=self._tell)
                 workers = RayWorkers(self._filled(spec, room), logs, self._note_lost)
                 undo.callback(workers.close)
-                workers.begin(spec)
+                try:
+                    workers.begin(spec)
+                except (RayError, TimeoutError) as error:
+                    workers.raise_lost(error)
+                    raise
             except (RayError, TimeoutError) as error:
                 raise PlatformError(f"the worker group cannot be started on Ray: {_reason(error)}") from error
             undo.pop_all()

@@ -116,6 +116,18 @@ class RayWorkers:
         for rank in range(len(self._slots)):
             self._ask(rank)
 
+    def raise_lost(self, error: Exception) -> None:
+        """After an error of `begin`: name the node whose loss it was, if it was one.
+
+        Raises:
+            Interruption: a node is gone.
+        """
+        lost = [site for site in self._sites if self._is_lost(site)]
+        for site in lost:
+            self._tell_lost(site.node)
+        if lost:
+            raise Interruption(f"node {lost[0].name} ({lost[0].ip}) was lost while the worker group was started") from error
+
     def _check_sites(self, spec: WorkerSpec) -> bool:
         """Return whether a node does not see this machine's files."""
         for site in self._sites:

@@ -18,6 +18,7 @@ ray = pytest.importorskip("ray")
 
 from phalanx import Cluster, JobResult, TrainingJob, storage  # noqa: E402
 from phalanx.contracts import Event, Exit, Member, WorkerSpec  # noqa: E402
+from phalanx.job import _Run  # noqa: E402
 from phalanx.launch.ray import RayLauncher, RayWorkers  # noqa: E402
 from tests import moto_s3  # noqa: E402
 from tests.ray_nodes import Machine, Machines, machines  # noqa: E402
@@ -131,7 +132,11 @@ class BreakingWorkers:
 
 
 def machine_of(place: Place, member: Member) -> Machine:
-    return next(machine for machine in place.machines.nodes if machine.name == member.host)
+    return named(place, member.host)
+
+
+def named(place: Place, name: str) -> Machine:
+    return next(machine for machine in place.machines.nodes if machine.name == name)
 
 
 PHASES: dict[str, Callable[[Event], bool]] = {
@@ -172,13 +177,63 @@ def test_a_lost_machine_costs_a_restart_and_no_bit(place: Place, undisturbed: by
         ]
     if how != "raylet":
         assert result.restarts == 1
-    lost_machine = next(machine for machine in place.machines.nodes if machine.name == launcher.members[0][1])
+    replace(place, named(place, launcher.members[0][1]), len(alive))
+
+
+def replace(place: Place, lost: Machine, count: int) -> None:
+    """Wait until nothing trains on a lost machine, and put another in its place, so that there are `count` nodes."""
     deadline = time.monotonic() + 90.0
-    while lost_machine.trains():  # cut off, it lives on until its lease ends
-        assert time.monotonic() < deadline, [process.cmdline() for process in lost_machine.processes()]
+    while lost.trains():  # cut off, it lives on until its lease ends
+        assert time.monotonic() < deadline, [process.cmdline() for process in lost.processes()]
         time.sleep(0.5)
     place.machines.add()
-    place.machines.wait(len(alive))
+    place.machines.wait(count)
+
+
+# Before the first event and after the last: a method of ours that the loss precedes, whose machine it is, and the restarts.
+AROUND: dict[str, tuple[type, str, int, int]] = {
+    "starting": (RayWorkers, "_carry", 1, 1),
+    "returning": (RayWorkers, "_bring_back", 0, 1),
+    "publishing": (_Run, "_publish", 0, 0),
+}
+
+
+@pytest.mark.parametrize("how", ["killed", "cut"])
+@pytest.mark.parametrize("phase", list(AROUND))
+def test_a_machine_lost_around_the_training_costs_no_bit(
+    place: Place, undisturbed: bytes, phase: str, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = [node["NodeName"] for node in ray.nodes() if node["Alive"]]
+    owner, method, rank, restarts = AROUND[phase]
+    original = getattr(owner, method)
+    groups: list[list[str]] = []
+    lost: list[Machine] = []
+
+    def first_lost(self: object, *given: object) -> object:
+        if isinstance(self, RayWorkers):
+            groups.append([site.name for site in self._sites])
+        if not lost:
+            lost.append(named(place, groups[0][rank]))
+            LOSSES[how](lost[0])
+        return original(self, *given)
+
+    if owner is not RayWorkers:  # somebody must note where the group was
+        begin = RayWorkers.begin
+
+        def noted(self: RayWorkers, spec: WorkerSpec) -> None:
+            begin(self, spec)
+            groups.append([member.host for member in self.members])
+
+        monkeypatch.setattr(RayWorkers, "begin", noted)
+    monkeypatch.setattr(owner, method, first_lost)
+    cluster = Cluster(placement="STRICT_SPREAD", start_timeout_s=120.0)
+    name = f"{how}-{phase}"
+    result = kmeans(place, name, launcher="ray", cluster=cluster, max_restarts=2).run(progress=False)
+    assert (result.status, result.restarts) == ("Completed", restarts)
+    assert storage.read_bytes(str(result.artifact)) == undisturbed
+    if restarts:
+        assert lost[0].name not in groups[-1]
+    replace(place, lost[0], len(alive))
 
 
 def test_a_script_and_its_files_travel_and_come_back(place: Place, tmp_path: Path) -> None:
