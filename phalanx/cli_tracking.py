@@ -41,7 +41,7 @@ def logs(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Print what the workers of a job wrote."""
+    """Print what the workers of a job wrote; lines of more than one begin with the rank, and the node where it was last."""
     from .tracking.reading import load_job, poll_seconds
 
     show_tracebacks(debug)
@@ -51,7 +51,8 @@ def logs(
         raise UserError(f"the job '{found.name}' has no log of rank {rank}; there are {', '.join(map(str, known)) or 'none'}")
     offsets: dict[int, int] = {}
     while True:
-        ended = load_job(job).ended  # asked before reading: what was written until the end is then all there
+        found = load_job(job)
+        ended = found.ended  # asked before reading: what was written until the end is then all there
         _print_logs(found, [rank] if rank is not None else found.ranks(), offsets, last=ended or not follow, as_json=as_json)
         if ended or not follow:
             return
@@ -161,6 +162,9 @@ def _page(folder: str) -> str:
 
 
 def _print_logs(job: TrackedJob, ranks: list[int], offsets: dict[int, int], *, last: bool, as_json: bool) -> None:
+    from .tracking.console import prefix_of
+
+    nodes = job.nodes
     for rank in ranks:
         data = job.log(rank, offsets.get(rank, 0))
         whole = data if last else data[: data.rfind(b"\n") + 1]
@@ -169,7 +173,7 @@ def _print_logs(job: TrackedJob, ranks: list[int], offsets: dict[int, int], *, l
             if as_json:
                 typer.echo(json.dumps({"rank": rank, "line": line}))  # one a line, for who follows
             else:
-                typer.echo(line if len(ranks) == 1 else f"[{rank}] {line}")
+                typer.echo(line if len(ranks) == 1 else f"{prefix_of(nodes, rank)} {line}")
     sys.stdout.flush()
 
 

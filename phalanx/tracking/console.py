@@ -117,7 +117,7 @@ class PlainProgress:
 
     def log(self, rank: int, line: str) -> None:
         """Show a worker's line."""
-        self._line(f"{_prefix(self._nodes, rank)} {line}")
+        self._line(f"{prefix_of(self._nodes, rank)} {line}")
 
     def nodes(self, names: Sequence[str]) -> None:
         """See `ShowsNodes`."""
@@ -177,7 +177,7 @@ class LiveProgress:
 
     def log(self, rank: int, line: str) -> None:
         """Show a worker's line above the live one."""
-        prefix = f"{_prefix(self._nodes, rank)} "
+        prefix = f"{prefix_of(self._nodes, rank)} "
         self._console.print(Text.assemble((prefix, _RANK_STYLES[rank % len(_RANK_STYLES)]), line))
 
     def nodes(self, names: Sequence[str]) -> None:
@@ -200,7 +200,8 @@ class LiveProgress:
         return grid
 
 
-def _prefix(nodes: Sequence[str], rank: int) -> str:
+def prefix_of(nodes: Sequence[str], rank: int) -> str:
+    """Return what stands before a line that a worker wrote: `[node:rank]`, or `[rank]` where its node is not known."""
     return f"[{nodes[rank]}:{rank}]" if rank < len(nodes) else f"[{rank}]"
 
 

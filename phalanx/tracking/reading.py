@@ -80,6 +80,13 @@ class TrackedJob:
         """Whether it has come to an end."""
         return self.state in ENDED
 
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes that its ranks were on at last, by rank; nothing where one machine had them all."""
+        if not self.request.get("cluster"):
+            return []
+        return [str(worker.get("host", "")) for worker in self.status.get("workers") or ()]
+
     def curves(self) -> dict[str, Curve]:
         """Return every point of every metric, by name."""
         return curves_of(_bytes(storage.join(self.url, "metrics.jsonl")))

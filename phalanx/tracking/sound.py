@@ -98,6 +98,7 @@ _STATUS: dict[str, Check] = {
     "metrics": _named(number),
     "best": _named(_numbers("value", "step")),
     "transitions": _each(_transition),
+    "workers": _each(mapping),
     "passed_over": _each(_numbers("step")),
     "checkpoint": _numbers("step", "bytes", "stall_s", "write_s"),
     "goodput": _numbers("wall_s", "goodput", "training_s", "stall_s", "lost_work_s", "restart_s"),

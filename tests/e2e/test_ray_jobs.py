@@ -14,8 +14,10 @@ import pytest
 ray = pytest.importorskip("ray")
 
 from ray.cluster_utils import Cluster as RayCluster  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 from phalanx import Cluster, Integer, PlatformError, TrainingJob, Tuner, UserError  # noqa: E402
+from phalanx.cli import app  # noqa: E402
 from phalanx.contracts import WorkerSpec  # noqa: E402
 from phalanx.launch.ray import RayLauncher, RayWorkers  # noqa: E402
 
@@ -201,6 +203,46 @@ def test_packages_are_shipped_without_what_git_ignores(
     ).run(progress=False)
     assert result.metrics["answer"] == 42.0
     assert "ships travelled: 2 files, 18 bytes" in capfd.readouterr().err
+
+
+_WORKING = """
+import phalanx
+
+here = pathlib.Path.cwd()
+names = sorted(path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file())
+print("working directory:", *names)
+phalanx.session().report(1, {"files": float(len(names))})
+"""
+
+
+def test_a_working_directory_is_shipped_without_what_git_ignores(
+    cluster: None, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    work = tmp_path / "work"
+    (work / "data").mkdir(parents=True)
+    (work / "conf").mkdir()
+    (work / ".gitignore").write_text("data/\n*.tmp\n")
+    (work / "conf" / "settings.json").write_text("{}")
+    (work / "conf" / "left.tmp").write_text("x" * 1000)
+    (work / "data" / "rows.csv").write_bytes(b"x" * 100_000)
+    (tmp_path / "code").mkdir()
+    script = tmp_path / "code" / "train.py"
+    script.write_text("import pathlib\n" + _WORKING)
+    result = TrainingJob(
+        script=str(script),
+        threads_per_worker=1,
+        workers=2,
+        output=str(tmp_path / "runs"),
+        name="worked",
+        launcher="ray",
+        cluster=Cluster(ship=[str(work)]),
+    ).run(progress=False)
+    assert "ships work: 2 files, 14 bytes" in capfd.readouterr().err
+    told = CliRunner().invoke(app, ["logs", str(tmp_path / "runs" / "worked")]).output
+    nodes = [member["host"] for member in json.loads((tmp_path / "runs" / "worked" / "status.json").read_text())["workers"]]
+    for rank, node in enumerate(nodes):
+        assert f"[{node}:{rank}] working directory: .gitignore conf/settings.json" in told
+    assert result.metrics["files"] == 2.0
 
 
 def test_trials_of_a_sweep_are_placed_by_the_cluster(cluster: None, rows: str, tmp_path: Path) -> None:
