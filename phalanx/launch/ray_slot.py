@@ -25,7 +25,7 @@ from .interfaces import interface_of
 from .local import LocalWorkers
 from .warm import acquire_server, close_servers
 
-LEASE_SECONDS = 30.0  # a slot that its supervisor does not ask for so long ends its worker and itself
+LEASE_SECONDS = 30.0  # a slot that hears nothing of its supervisor for so long ends its worker and itself
 ASK_SECONDS = 2.0  # how long a slot may wait for something to tell
 _LEASE_CHECK_SECONDS = 1.0
 _SLICE_SECONDS = 0.05  # how long a stop may wait for a slot that listens to its worker
@@ -87,7 +87,7 @@ class Slot:
         self._mirror: carrying.Mirror | None = None
         self._mirror_at = 0.0
         self._asked_at = time.monotonic()
-        self._started = self._over = False
+        self._started = False
         self._own = environment.snapshot()
         threading.Thread(target=self._watch, name="phalanx-lease", daemon=True).start()
 
@@ -189,7 +189,6 @@ class Slot:
             with self._lock:
                 happened = [] if self._workers is None else list(self._workers.poll(_SLICE_SECONDS))
                 last = any(isinstance(h, Exit) for h in happened)
-                self._over = self._over or last
                 text = b"" if self._log is None else self._log.read() if last else self._log.read(_LOG_BYTES)
             if happened or text or time.monotonic() >= deadline:
                 return happened, text, self._changed()
@@ -201,6 +200,10 @@ class Slot:
             return []
         self._mirror_at = time.monotonic() + _MIRROR_SECONDS
         return self._mirror.changes()
+
+    def keep(self) -> None:
+        """Stay, though the worker has ended: what it left may still be asked for."""
+        self._asked_at = time.monotonic()
 
     def stop(self, grace_s: float) -> None:
         """Pass a stop on."""
@@ -255,7 +258,7 @@ class Slot:
 
     def _watch(self) -> None:
         """End a worker whose supervisor is gone or cut off: it must not go on beside the one that takes its place."""
-        while time.monotonic() - self._asked_at < LEASE_SECONDS or not self._started or self._over:
+        while time.monotonic() - self._asked_at < LEASE_SECONDS or not self._started:
             time.sleep(_LEASE_CHECK_SECONDS)
         self.close()
         os._exit(1)

@@ -9,7 +9,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, final
@@ -23,7 +23,7 @@ from ..errors import Interruption, PhalanxError, PlatformError, UserError, from_
 from . import carrying
 from .local import LOOPBACK
 from .ray_placing import Room
-from .ray_slot import ASK_SECONDS, Site, Start
+from .ray_slot import ASK_SECONDS, LEASE_SECONDS, Site, Start
 
 _START_SECONDS = 120.0  # for an actor's answer where modules are loaded or files are written meanwhile
 _PIECE_SECONDS = 30.0
@@ -70,6 +70,7 @@ class RayWorkers:
         self._waited_s: dict[int, float] = {}  # for that answer
         self._gone: set[int] = set()  # ranks whose slot is lost
         self._ended: set[int] = set()
+        self._kept_at = time.monotonic()
         self._killed = False
         self._closed = False
 
@@ -186,6 +187,7 @@ class RayWorkers:
         """Return what happened, waiting at most `timeout_s` for something."""
         deadline = time.monotonic() + timeout_s
         found: list[Event | Exit] = []
+        self._keep(self._ended)
         while self._asked:
             begun = time.monotonic()
             ready, _ = ray.wait(list(self._asked), num_returns=1, timeout=max(0.0, deadline - begun))
@@ -196,6 +198,13 @@ class RayWorkers:
             if found or time.monotonic() >= deadline:
                 break
         return found
+
+    def _keep(self, ranks: Iterable[int]) -> None:
+        """Now and then: tell slots that are asked for nothing that their supervisor lives."""
+        if time.monotonic() - self._kept_at > LEASE_SECONDS / 4:
+            self._kept_at = time.monotonic()
+            for rank in set(ranks) - self._gone:
+                self._slots[rank].keep.remote()
 
     def stop(self, grace_s: float) -> None:
         """Ask all living workers to end; their slots kill those that live on after `grace_s`. 0 kills at once."""
@@ -302,6 +311,7 @@ class RayWorkers:
         size = ray.get(slot.results.remote(names), timeout=_START_SECONDS)
         with tempfile.TemporaryFile() as packed:
             while packed.tell() < size:
+                self._keep(range(len(self._slots)))  # a model may be large
                 packed.write(ray.get(slot.piece.remote(packed.tell()), timeout=_PIECE_SECONDS))
             packed.seek(0)
             if size:
