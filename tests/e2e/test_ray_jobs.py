@@ -206,10 +206,12 @@ def test_packages_are_shipped_without_what_git_ignores(
 
 
 _WORKING = """
+import pathlib
+import settings_reader
 import phalanx
 
-here = pathlib.Path.cwd()
-names = sorted(path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file())
+here = pathlib.Path(settings_reader.__file__).parent
+names = sorted(path.relative_to(here).as_posix() for path in here.rglob("*") if path.is_file() and path.suffix != ".pyc")
 print("working directory:", *names)
 phalanx.session().report(1, {"files": float(len(names))})
 """
@@ -227,7 +229,8 @@ def test_a_working_directory_is_shipped_without_what_git_ignores(
     (work / "data" / "rows.csv").write_bytes(b"x" * 100_000)
     (tmp_path / "code").mkdir()
     script = tmp_path / "code" / "train.py"
-    script.write_text("import pathlib\n" + _WORKING)
+    script.write_text(_WORKING)
+    (work / "settings_reader.py").write_text("")
     result = TrainingJob(
         script=str(script),
         threads_per_worker=1,
@@ -237,12 +240,12 @@ def test_a_working_directory_is_shipped_without_what_git_ignores(
         launcher="ray",
         cluster=Cluster(ship=[str(work)]),
     ).run(progress=False)
-    assert "ships work: 2 files, 14 bytes" in capfd.readouterr().err
+    assert "ships work: 3 files, 14 bytes" in capfd.readouterr().err
     told = CliRunner().invoke(app, ["logs", str(tmp_path / "runs" / "worked")]).output
     nodes = [member["host"] for member in json.loads((tmp_path / "runs" / "worked" / "status.json").read_text())["workers"]]
     for rank, node in enumerate(nodes):
-        assert f"[{node}:{rank}] working directory: .gitignore conf/settings.json" in told
-    assert result.metrics["files"] == 2.0
+        assert f"[{node}:{rank}] working directory: .gitignore conf/settings.json settings_reader.py" in told
+    assert result.metrics["files"] == 3.0
 
 
 def test_trials_of_a_sweep_are_placed_by_the_cluster(cluster: None, rows: str, tmp_path: Path) -> None:
