@@ -258,12 +258,15 @@ def kills(options: argparse.Namespace) -> None:
                 resume = ["--resume"] if (Path(folder) / name).exists() else []
                 with subprocess.Popen(command(name, *resume), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as driver:
                     while driver.poll() is None:
+                        wants_worker = dice.random() < 0.5
                         try:
-                            driver.wait(timeout=dice.uniform(0.3, calm_s) if drivers + workers < MOST_KILLS else None)
+                            driver.wait(timeout=dice.uniform(0.3, calm_s / 2) if drivers + workers < MOST_KILLS else None)
                         except subprocess.TimeoutExpired:
-                            below = psutil.Process(driver.pid).children(recursive=True)
-                            training = [each for each in below if each.ppid() != driver.pid]
-                            if dice.random() < 0.5 and training:
+                            below, training = processes_of(driver)
+                            while wants_worker and not training and driver.poll() is None:  # it still starts
+                                time.sleep(0.02)
+                                below, training = processes_of(driver)
+                            if wants_worker and training:
                                 dice.choice(training).kill()
                                 workers += 1
                             else:
@@ -284,6 +287,15 @@ def kills(options: argparse.Namespace) -> None:
     print(f"\n{trials} trials each; the undisturbed sweep took {calm_s:.1f} s")
     if any(row[3] != "yes" or row[4] != trials or row[5] for row in rows):
         sys.exit("a sweep that was killed did not come to the same")
+
+
+def processes_of(driver: subprocess.Popen[bytes]) -> tuple[list[psutil.Process], list[psutil.Process]]:
+    """Return all processes below a driver, and of them those that its servers have forked."""
+    try:
+        below = psutil.Process(driver.pid).children(recursive=True)
+        return below, [each for each in below if each.ppid() != driver.pid]
+    except psutil.NoSuchProcess:
+        return [], []
 
 
 def trial_table(folder: Path) -> list[tuple[Any, ...]]:
