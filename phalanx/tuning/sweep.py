@@ -57,6 +57,7 @@ class Sweep:
         self._final: dict[int, Known] = {}
         self._learnt = 0  # deterministic: trials below this number have been learnt from
         self._exhausted = False
+        self._changed = False  # since sweep.json was written
         self._ending: str | None = None  # why no more trials are begun
         self._error: PhalanxError | None = None
         self._curves: dict[int, Curve] = {}
@@ -174,6 +175,8 @@ class Sweep:
         while True:
             if self._ending is None:
                 self._fill()
+            if self._changed:  # once the slots are full: what is lost in a kill before, the study and the trials' folders know
+                self._write("InProgress", "")
             if not self._running and (self._ending is not None or not self._may_begin()):
                 return
             try:
@@ -239,7 +242,7 @@ class Sweep:
         running = Running(trial, job, plan.objectives[0], self._judge, self._messages.put)
         self._running[trial.number] = running
         running.start()
-        self._write("InProgress", "")
+        self._changed = True
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, Judged):
@@ -294,7 +297,7 @@ class Sweep:
         else:
             self._failed(trial, error)
         self._check_completion()
-        self._write("InProgress", "")
+        self._changed = True
         self._view.finished(trial, self.trials)
 
     # how trials end
@@ -418,6 +421,7 @@ class Sweep:
         return self._spent_before + time.monotonic() - self._begun
 
     def _write(self, status: str, reason: str) -> None:
+        self._changed = False
         state: dict[str, Json] = {
             "status": status,
             "reason": reason,
