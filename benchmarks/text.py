@@ -8,7 +8,8 @@ jason-feng/wikiVisual), `wordsim/wordsim353.tsv` and `wordsim/questions-words.tx
 learns in a process of its own with the same settings (dimension 100, window 5, 5 negatives, 1e-4, rate 0.05, words that
 occur 5 times); seconds are those from the open file to the vectors, reading and vocabulary included, libraries loaded
 and kernels compiled before. The fastest of the rounds counts, quality is their mean. fastText (`pip install fasttext-
-wheel`) and gensim run where they are installed.
+wheel`) and gensim run where they are installed. `--workers 2` runs Phalanx on one worker with all threads as well as on two
+processes that share them, and prints how much of the one's speed the others have.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import argparse
 import json
 import lzma
+import os
 import resource
+import socket
 import subprocess
 import sys
 import tempfile
@@ -36,8 +39,8 @@ SIDES = {
     "cbow": ("phalanx", "fasttext", "gensim"),
     "supervised": ("phalanx", "fasttext"),
 }
-HEADERS = ["part", "epochs", "side", "s", "1000 words/s", "WS-353", "analogies", "peak MiB"]
-LABEL_HEADERS = ["part", "side", "s", "examples/s", "P@1", "peak MiB"]
+HEADERS = ["part", "epochs", "side", "s", "1000 words/s", "WS-353", "sd", "analogies", "peak MiB"]
+LABEL_HEADERS = ["part", "epochs", "side", "s", "examples/s", "P@1", "sd", "peak MiB"]
 DIMENSION, WINDOW, NEGATIVES, THRESHOLD, MIN_COUNT, RATE = 100, 5, 5, 1e-4, 5, 0.05
 
 
@@ -48,37 +51,35 @@ def ours(folder: Path, mode: str, options: argparse.Namespace) -> tuple[float, A
     from phalanx.algorithms.kernels import blazingtext, labels
     from phalanx.data.channel import Channel
     from phalanx.data.shard import open_shard
-    from phalanx.parallel.collective import Solo
-    from phalanx.parallel.threads import run_threads
+    from phalanx.parallel.process_group import world_of_environment
     from phalanx.testing.sessions import MemorySession
 
     _ = blazingtext, labels  # compiled when they are loaded
     given: dict[str, Any] = {"mode": mode, "epochs": options.epochs, **settings(mode)}
     given |= dict(pair.split("=", 1) for pair in options.set)
     wanted = hyperparameters.parse(BlazingText.Hyperparameters, given, owner="blazingtext")
+    world = world_of_environment()
+    world.barrier(timeout_s=600)
     begun = time.perf_counter()
-
-    def rank(world: Any) -> Any:
-        shard = open_shard(
-            "train",
-            Channel(str(folder / "train.txt"), content_type="text/plain"),
-            rank=world.rank,
-            size=world.size,
-            seed=options.seed,
-            gather=world.all_gather,
-            scratch=folder / "scratch",
-            columns=None,
-            index_base=1,
-            threads=1,
-        )
-        model = BlazingText(wanted)
-        threads = max(options.threads // world.size, 1)
-        model.fit(MemorySession({"train": shard}, folder, world=world, seed=options.seed, threads=threads))
-        shard.close()
-        return model
-
-    model = rank(Solo()) if options.workers == 1 else run_threads(options.workers, rank, timeout_s=3600)[0]
-    return time.perf_counter() - begun, model
+    shard = open_shard(
+        "train",
+        Channel(str(folder / "train.txt"), content_type="text/plain"),
+        rank=world.rank,
+        size=world.size,
+        seed=options.seed,
+        gather=world.all_gather,
+        scratch=folder / "scratch",
+        columns=None,
+        index_base=1,
+        threads=1,
+    )
+    model = BlazingText(wanted)
+    threads = max(options.threads // world.size, 1)
+    model.fit(MemorySession({"train": shard}, folder, world=world, seed=options.seed, threads=threads))
+    shard.close()
+    seconds = time.perf_counter() - begun
+    world.close()
+    return seconds, model
 
 
 def settings(mode: str) -> dict[str, Any]:
@@ -249,34 +250,58 @@ def main() -> None:
     print(f"{machine()}; {versions('phalanx-train', 'numpy', 'numba')}; {options.threads} threads", flush=True)
     with tempfile.TemporaryDirectory() as name:
         prepared(Path(options.data), options.part, Path(name), options.share)
-        rows = [
-            row for side in options.sides or SIDES[options.part] if installed(side) for row in [measured(side, name, options)]
-        ]
+        rows: list[list[object]] = []
+        for side in options.sides or SIDES[options.part]:
+            if not installed(side):
+                continue
+            row, alone = measured(side, name, options, 1)
+            rows.append(row)
+            if side == "phalanx" and options.workers > 1:
+                row, together = measured(side, name, options, options.workers)
+                rows.append(row)
+                print(f"{options.workers} workers have {alone / together:.2f} of one worker's speed, with the same threads")
     print(table(LABEL_HEADERS if options.part == "supervised" else HEADERS, rows))
 
 
-def measured(side: str, folder: str, options: argparse.Namespace) -> list[object]:
-    """Run a side as often as asked, each time in a process of its own; return its row of the table."""
+def ended(command: list[str], workers: int) -> str:
+    """Run a command as so many workers of one group; return what the first printed."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        port = one.getsockname()[1]
+    group = {"WORLD_SIZE": str(workers), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    ranks = [
+        subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **(group | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if workers > 1 else {})},
+        )
+        for rank in range(workers)
+    ]
+    printed = [process.communicate()[0] for process in ranks]
+    if any(process.returncode for process in ranks):
+        sys.exit(f"{' '.join(command)} failed")
+    return printed[0]
+
+
+def measured(side: str, folder: str, options: argparse.Namespace, workers: int) -> tuple[list[object], float]:
+    """Run a side as often as asked, each time in processes of its own; return its row of the table, and the best seconds."""
     found: list[dict[str, float]] = []
     for number in range(options.rounds):
         command = [sys.executable, __file__, "--side", side, "--folder", folder, "--data", options.data, "--part", options.part]
-        for name in ("epochs", "threads", "workers"):
+        for name in ("epochs", "threads"):
             command += [f"--{name}", str(getattr(options, name))]
-        ended = subprocess.run(
-            [*command, "--seed", str(options.seed + number), "--set", *options.set],
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
-        )
-        found.append(json.loads(ended.stdout.splitlines()[-1]))
+        command += ["--seed", str(options.seed + number), "--set", *options.set]
+        found.append(json.loads(ended(command, workers).splitlines()[-1]))
     best = min(found, key=lambda one: one["s"])
-    peak = max(one["peak_learning"] for one in found)
-    named = f"{side}, {options.workers} workers" if side == "phalanx" and options.workers > 1 else side
+    peak = int(max(one["peak_learning"] for one in found))
+    named = [options.part, options.epochs, f"{side}, {workers} workers" if workers > 1 else side, best["s"]]
+    quality = [one["right"] if options.part == "supervised" else one["rho"] for one in found]
+    spread = [float(np.mean(quality)), float(np.std(quality))]
     if options.part == "supervised":
-        right = float(np.mean([one["right"] for one in found]))
-        return [options.part, named, best["s"], int(best["examples"] / best["s"]), right, int(peak)]
-    rho, analogy = (float(np.mean([one[name] for one in found])) for name in ("rho", "analogies"))
-    return [options.part, options.epochs, named, best["s"], int(best["words"] / best["s"] / 1000), rho, analogy, int(peak)]
+        return [*named, int(best["examples"] / best["s"]), *spread, peak], best["s"]
+    analogy = float(np.mean([one["analogies"] for one in found]))
+    return [*named, int(best["words"] / best["s"] / 1000), *spread, analogy, peak], best["s"]
 
 
 if __name__ == "__main__":

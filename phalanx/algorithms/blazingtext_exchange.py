@@ -114,7 +114,9 @@ class Exchange:
         moves = np.empty((sum(map(len, rows)), self._dimension), np.uint16)
         for (matrix, base, at), part in zip(pairs, np.split(moves, ends), strict=True):
             take_moves(matrix, base, at, part)
-        shares = np.concatenate([_share(one[at] * work, world.size) for one, at in zip(self._updates, rows, strict=True)])
+        shares = np.concatenate(
+            [share(_SETTLING * one[at] * work, world.size) for one, at in zip(self._updates, rows, strict=True)]
+        )
         cuts = [len(moves) * rank // world.size for rank in range(world.size + 1)]
         got = world.all_to_all([moves[first:last].ravel() for first, last in pairwise(cuts)])
         mine = slice(cuts[world.rank], cuts[world.rank + 1])
@@ -131,8 +133,13 @@ def _levels(order: Array) -> list[Array]:
     return np.split(order, cuts)
 
 
-def _share(work: Array, ranks: int) -> Array:
-    """Return by how much of the sum of all moves a row is to move: 1 if it saw few updates, one in `ranks` if it saw many."""
-    left = np.exp(-_SETTLING * work)
-    share: Array = np.sum([left**power for power in range(ranks)], axis=0) / ranks
-    return share.astype(np.float32)
+def share(settled: Array, ranks: int) -> Array:
+    """Return by how much of the sum of all moves rows are to move: 1 where they saw few updates, one in `ranks` where many.
+
+    Args:
+        settled: (n,) how much nearer to their goals the updates of one rank bring rows: e^-settled of the way is left.
+        ranks: that have moved them.
+    """
+    left = np.exp(-settled)
+    found: Array = np.sum([left**power for power in range(ranks)], axis=0) / ranks
+    return found.astype(np.float32)

@@ -12,9 +12,9 @@ import numpy as np
 from ..contracts import Array, Entry, Session, State
 from ..errors import UserError
 from ..parallel.collective import together
-from .blazingtext_corpus import Spill, count_channel, encoded, lines_of_step, train_channel, turns_of_steps
-from .blazingtext_exchange import Exchange
+from .blazingtext_corpus import Spill, count_channel, encoded, lines_of_step, train_channel
 from .blazingtext_hyperparameters import BlazingTextHyperparameters
+from .blazingtext_label_exchange import LabelExchange, turns
 from .blazingtext_model import Model, started, stride_of
 from .blazingtext_vocabulary import LINE_END, merged
 from .kernels import labels as loops
@@ -22,11 +22,9 @@ from .kernels.words import LINE_END as END
 from .kernels.words import bags
 
 _PIECE = 64  # lines that a thread takes at once
-_TURN = 8  # lines of a turn, after which ranks exchange common rows: labels see an update a line
-_WHOLE = 1 << 7  # lines of a rank, after which all rows are exchanged
-_LABEL_UPDATE = 1e-3  # how far a line brings a label on its way, where an update of word vectors is 1; chosen on 20 newsgroups
 _MOST_WEIGHED = 1000  # labels; more of them make a tree
 _EVALUATED_LINES = 4096
+_CHANCE = 0.9  # of the loss of a model that only knows how often labels occur
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,14 @@ class Tree:
     def arrays(self) -> tuple[Array, Array, Array]:
         """Return what kernels take."""
         return self.nodes, self.codes, self.starts
+
+    def rows_of(self, labels: Array) -> Array:
+        """Return the nodes on the way to labels, (n,) int64, each once."""
+        once = np.unique(labels)
+        lengths = self.starts[once + 1] - self.starts[once]
+        ends = np.cumsum(lengths)
+        places = np.arange(ends[-1] if len(ends) else 0) + np.repeat(self.starts[once] - ends + lengths, lengths)
+        return np.unique(self.nodes[places]).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +189,11 @@ class LabelTraining:
         finally:
             spill.close()
         self._tree = tree_of(wanted, vocabulary.label_counts)
-        lines = [length // 2 - 1 for length in self._spill.lengths(2)]
-        self._turns, self._work = turns_of_steps(session.world, lines, _TURN)
-        self._exchange: Exchange | None = None  # made when learning begins, from what a checkpoint may have put back
+        lines = np.array([length // 2 - 1 for length in self._spill.lengths(2)], np.float64)
+        self._work = session.world.all_reduce(lines) / session.world.size  # lines of every step, the mean over ranks
+        self._exchange: LabelExchange | None = None  # made when learning begins, from what a checkpoint may have put back
         self._validation: list[Bags] | None = None
+        self._losses = np.zeros(2)  # of this epoch's lines, and their number
 
     def learn(self, step: int) -> tuple[dict[str, float], int]:
         """Collective. Do step `step`, counted from 0; return its metrics and lines."""
@@ -197,29 +204,54 @@ class LabelTraining:
         lines = Bags(*self._spill[number])
         mine = np.random.Generator(np.random.Philox(key=[self._session.seed & (2**64 - 1), step * world.size + world.rank]))
         permuted = mine.permutation(len(lines))
-        exchange = self.exchange()
-        found, turns = np.zeros(2), int(self._turns[number])
-        for turn, part in enumerate(np.array_split(permuted, turns)):
-            first, last = (self._wanted.learning_rate * (1 - (step + (turn + after) / turns) / self.steps) for after in (0, 1))
-            found += self._learn_lines(lines, part, first, last)
-            if exchange is None:
-                continue
-            exchange.turn(turn + 1, self._work[number] / turns, first)
-        if exchange is not None:
-            exchange.mark([lines.rows[lines.rows >= 0], None])
-            exchange.end_step(_WHOLE, last=at == self._per_epoch - 1)
-            found = world.all_reduce(found)
+        found = np.zeros(3)
+        if world.size == 1:
+            found += self._learn_lines(lines, permuted, self._rate(step), self._rate(step + 1))
+        else:
+            found += self._learn_with_others(step, float(self._work[number]), lines, permuted)
         metrics = {"train:loss": float(found[0] / found[1])} if found[1] else {}
+        self._losses = found[:2] if at == 0 else self._losses + found[:2]
         if at == self._per_epoch - 1:
             metrics |= self._end_epoch(epoch)
         return metrics, min(self._lines, self._rows - number * self._lines)
 
-    def exchange(self) -> Exchange | None:
+    def exchange(self) -> LabelExchange | None:
         """Collective. Return what brings ranks together, where there are several."""
         world, model = self._session.world, self.model
         if world.size > 1 and self._exchange is None:
-            self._exchange = Exchange(world, [model.inputs, model.outputs], self._updates(), self._wanted.vector_dim)
+            dimension = self._wanted.vector_dim
+            self._exchange = LabelExchange(world, model.inputs, model.outputs, self._frequencies(), dimension)
         return self._exchange
+
+    def _rate(self, step: float) -> float:
+        """Return the learning rate after `step` steps."""
+        return self._wanted.learning_rate * (1 - step / self.steps)
+
+    def _learn_with_others(self, step: int, work: float, lines: Bags, order: Array) -> Array:
+        """Collective. Learn from the lines of a step, and exchange what moved; return what kernels return, of all ranks."""
+        exchange = self.exchange()
+        assert exchange is not None
+        found, seen = np.zeros(3), np.zeros(len(self.model.inputs), bool)
+        ends = turns(step * float(self._work.mean()), work)
+        begins = np.append(0.0, ends[:-1])
+        exchange.begin_step()
+        for begin, end in zip(begins.tolist(), ends.tolist(), strict=True):
+            part = order[round(begin * len(order)) : round(end * len(order))]
+            rate = self._rate(step + begin)
+            found += self._learn_lines(lines, part, rate, self._rate(step + end))
+            rows = loops.rows_of(lines.rows, lines.lines, part, seen)
+            exchange.turn(rows, self._outputs_of(lines, part), (end - begin) * work, rate)
+        found = self._session.world.all_reduce(found)
+        if found[1]:
+            exchange.end_step(float(found[0] / found[1]), float(found[2] / found[1]))
+        return found
+
+    def _outputs_of(self, lines: Bags, order: Array) -> Array:
+        """Return the rows of outputs that lines named move, (n,) int64."""
+        if not len(self._tree.nodes):
+            return np.arange(len(self.model.outputs))
+        ends = lines.lines[1::2]
+        return self._tree.rows_of(np.concatenate([lines.labels[ends[at] : ends[at + 1]] for at in order] or [lines.labels[:0]]))
 
     def _learn_lines(self, lines: Bags, order: Array, first: float, last: float) -> Array:
         """Learn from the lines named, the threads from some each; return what kernels return."""
@@ -237,19 +269,21 @@ class LabelTraining:
         else:
             with ThreadPoolExecutor(self._session.threads) as threads:
                 found = list(threads.map(learn, parts, rates[:-1], rates[1:]))
-        total: Array = np.sum(found or [np.zeros(2)], axis=0)
+        total: Array = np.sum(found or [np.zeros(3)], axis=0)
         return total
 
-    def _updates(self) -> list[Array]:
-        """Collective. Return the updates that a line brings each row of inputs and outputs; see `Exchange`."""
-        inputs = np.zeros(len(self.model.inputs), np.float64)
+    def _frequencies(self) -> Array:
+        """Collective. Return the share of every row of inputs in a line, the mean over all lines."""
+        shares = np.zeros(len(self.model.inputs))
         for step in range(len(self._spill)):
-            rows, counts, *_ = self._spill[step]
+            rows, counts, lines, _ = self._spill[step]
+            ends = lines[::2]
+            sums = np.append(0, np.cumsum(counts))[ends]
+            parts = counts / np.repeat(np.maximum(np.diff(sums), 1), np.diff(ends))
             known = rows >= 0
-            np.add.at(inputs, rows[known], counts[known])
-        inputs = self._session.world.all_reduce(inputs)
-        length = inputs.sum() / self._rows  # of a line: its rows share what it moves
-        return [inputs / self._rows / length, np.full(len(self.model.outputs), _LABEL_UPDATE)]
+            shares += np.bincount(rows[known], parts[known], len(shares))
+        found: Array = self._session.world.all_reduce(shares) / self._rows
+        return found
 
     def state_dict(self) -> State:
         """Return what early stopping has seen."""
@@ -270,7 +304,16 @@ class LabelTraining:
         self._best_model = (best[0], best[1]) if len(best[0]) else None
 
     def finished(self) -> Model:
-        """Return the model; the best epoch's where training may stop early."""
+        """Return the model; the best epoch's where training may stop early. A model that has learnt little is said to be one."""
+        shares = self.model.vocabulary.label_counts / self.model.vocabulary.label_counts.sum()
+        chance = -float((shares * np.log(np.maximum(shares, 1e-12))).sum())
+        loss = float(self._losses[0] / max(self._losses[1], 1))
+        if loss > _CHANCE * chance > 0 and self._session.world.rank == 0:
+            print(
+                f"note: this classifier has hardly learnt: the last epoch's loss is {loss:.3f}, and {chance:.3f} is that of knowing "
+                f"no more than how often labels occur; try a higher learning_rate than {self._wanted.learning_rate:g} or more epochs",
+                flush=True,
+            )
         if self._best_model is None:
             return self.model
         return replace(self.model, inputs=self._best_model[0], outputs=self._best_model[1])

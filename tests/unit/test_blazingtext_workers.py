@@ -105,7 +105,8 @@ def test_a_rank_that_is_ahead_goes_on_from_there(tmp_path: Path, mode: str, monk
 
     whole, kept = learnt(None, 5, 2)  # a step is an eighth or less of the epoch
     snapshots = [one for one in kept if one is not None]
-    assert all(len(one.states["algorithm"]["own_rows_0"].value) for one in snapshots)
+    if mode != "supervised":  # whose ranks are alike after every step
+        assert all(len(one.states["algorithm"]["own_rows_0"].value) for one in snapshots)
     again, _ = learnt(snapshots, None, 2)
     np.testing.assert_array_equal(again[0], whole[0])
     learnt([Snapshot(one.step, {"algorithm": common(one)}) for one in snapshots], None, 3)

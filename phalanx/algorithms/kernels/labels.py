@@ -76,7 +76,7 @@ def tree_probabilities(h, outputs, nodes, codes, starts, p):
     fastmath=True,
 )
 def classify(rows, counts, lines, labels, order, inputs, outputs, first_rate, last_rate, nodes, codes, starts):
-    """Learn from lines in the given order; return the sum of losses and the number of lines that have labels.
+    """Learn from lines in the given order; return sums over those with labels: losses, lines, squared lengths of bags' means.
 
     Args:
         rows: of all bags.
@@ -96,7 +96,7 @@ def classify(rows, counts, lines, labels, order, inputs, outputs, first_rate, la
     h = np.zeros(size, np.float32)
     change = np.zeros(size, np.float32)
     p = np.zeros(classes, np.float32)
-    found = np.zeros(2)
+    found = np.zeros(3)
     for i in range(order.shape[0]):
         line = order[i]
         first, last = lines[2 * line], lines[2 * line + 2]
@@ -105,6 +105,8 @@ def classify(rows, counts, lines, labels, order, inputs, outputs, first_rate, la
             continue
         rate = np.float32(first_rate + (last_rate - first_rate) * (i / order.shape[0]))
         mean_row(rows, counts, first, last, inputs, h)
+        for d in range(size):
+            found[2] += h[d] * h[d]
         share = np.float32(1.0 / (last_label - first_label))
         change[:] = np.float32(0)
         if nodes.shape[0] == 0:
@@ -144,6 +146,26 @@ def classify(rows, counts, lines, labels, order, inputs, outputs, first_rate, la
                     inputs[row, d] += count * change[d]
         found[1] += 1
     return found
+
+
+@njit("i8[::1](i4[::1], i8[::1], i8[::1], b1[::1])", nogil=True, cache=True)
+def rows_of(rows, lines, order, seen):
+    """Return the rows of the bags of lines `order`, each once and without -1; `seen` (R,) is false, and is again afterwards."""
+    count = 0
+    for line in order:
+        count += lines[2 * line + 2] - lines[2 * line]
+    found = np.empty(count, np.int64)
+    used = 0
+    for line in order:
+        for at in range(lines[2 * line], lines[2 * line + 2]):
+            row = rows[at]
+            if row >= 0 and not seen[row]:
+                seen[row] = True
+                found[used] = row
+                used += 1
+    for i in range(used):
+        seen[found[i]] = False
+    return found[:used]
 
 
 @njit(f"void(i4[::1], i4[::1], i8[::1], f4[:, ::1], f4[:, ::1], {_TREE}, f4[:, ::1])", nogil=True, cache=True)

@@ -64,3 +64,18 @@ def put_moves(matrix, base, rows, moves):
         for d in range(size):
             base[at, d] += row[d]
             matrix[at, d] = base[at, d]
+
+
+@njit(f"void({_MATRICES}, u2[:, ::1], f4[::1])", nogil=True, cache=True)
+def put_shares(matrix, base, rows, moves, shares):
+    """As `put_moves`, by shares (n,) of the moves."""
+    size = moves.shape[1]
+    row = np.empty(size, np.float32)
+    bits = row.view(np.uint32)
+    for i in range(rows.shape[0]):
+        at = np.uint64(rows[i])
+        for d in range(size):
+            bits[d] = np.uint32(moves[i, d]) << np.uint32(16)
+        for d in range(size):
+            base[at, d] += row[d] * shares[i]
+            matrix[at, d] = base[at, d]
