@@ -15,7 +15,9 @@ sys.path.append(sys.path.pop(0))  # a file here has the name of the xgboost libr
 
 import argparse
 import hashlib
+import json
 import logging
+import math
 import os
 import random
 import tempfile
@@ -63,8 +65,17 @@ TEXTS: dict[str, dict[str, Any]] = {  # blazingtext, by mode
     "cbow": {"vector_dim": 16, "epochs": 3, "min_count": 1, "lines_per_step": 300},
     "supervised": {"vector_dim": 16, "epochs": 3, "min_count": 1, "buckets": 1000, "lines_per_step": 300},
 }
+SERIES = {
+    "time_freq": "H",
+    "prediction_length": 6,
+    "context_length": 12,
+    "epochs": 3,
+    "batches_per_epoch": 8,
+    "mini_batch_size": 24,
+    "num_cells": 8,
+}
 SCRIPTS = ("script:ddp", "script:zero2", "script:fsdp", "script:exact:micro_batches=12")
-KINDS = [*ALGORITHMS, *(f"blazingtext:{mode}" for mode in TEXTS), *SCRIPTS]
+KINDS = [*ALGORITHMS, *(f"blazingtext:{mode}" for mode in TEXTS), "deepar", *SCRIPTS]
 
 
 def job(kind: str, workers: int, data: Path, output: Path, name: str, **how: Any) -> phalanx.TrainingJob:
@@ -77,6 +88,8 @@ def job(kind: str, workers: int, data: Path, output: Path, name: str, **how: Any
         return phalanx.TrainingJob(
             algorithm="blazingtext", inputs={"train": lines}, hyperparameters={"mode": mode, **TEXTS[mode]}, **given
         )
+    if kind == "deepar":
+        return phalanx.TrainingJob(algorithm=kind, inputs={"train": str(data / "train.jsonl")}, hyperparameters=SERIES, **given)
     channel = phalanx.Channel(url=str(data / "train.csv"), content_type="text/csv;label_size=1")
     return phalanx.TrainingJob(algorithm=kind, inputs={"train": channel}, hyperparameters=ALGORITHMS[kind], **given)
 
@@ -89,6 +102,15 @@ def write_text(path: Path, lines: int = 3000) -> None:
             topic = draw.randrange(10)
             words = [f"word{topic}x{int(draw.paretovariate(1)) % 40}" for _ in range(12)]
             file.write(f"__label__{topic} {' '.join(words)}\n")
+
+
+def write_series(path: Path, count: int = 30) -> None:
+    """Write series of hours, each with a day's pattern."""
+    draw = random.Random(5)
+    with path.open("w", encoding="utf-8") as file:
+        for number in range(count):
+            target = [(2 + number) * (2 + math.sin(hour * math.pi / 12)) + draw.gauss(0, 1) for hour in range(120)]
+            file.write(json.dumps({"start": "2024-01-01 00:00:00", "target": target, "cat": [number % 3]}) + "\n")
 
 
 def digest(folder: Path) -> str:
@@ -110,6 +132,7 @@ def main() -> None:
         write_sample("digits", data)
         (data / "train.py").write_text(SCRIPT)
         write_text(data / "train.txt")
+        write_series(data / "train.jsonl")
         s3 = _object_store() if "s3" in arguments.places else None
         wholes: dict[tuple[str, int], tuple[str, float]] = {}
         counts: dict[str, Counter[str]] = {kind: Counter() for kind in arguments.kinds}

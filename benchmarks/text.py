@@ -209,13 +209,15 @@ def analogies(names: Sequence[str], rows: Array, data: Path, most: int = 30000) 
     return right / len(numbers)
 
 
-def prepared(data: Path, part: str, folder: Path, share: float) -> None:
-    """Unpack what a part needs into `folder`."""
-    sources = {"train": "wiki/wiki17m.txt.xz"}
+def prepared(data: Path, part: str, folder: Path, share: float, other: str) -> None:
+    """Unpack what a part needs into `folder`; word vectors of the text `other`, if it is named."""
+    sources = {"train": data / "wiki/wiki17m.txt.xz"}
     if part == "supervised":
-        sources = {"train": "20news/train.txt.xz", "test": "20news/test.txt.xz"}
+        sources = {"train": data / "20news/train.txt.xz", "test": data / "20news/test.txt.xz"}
+    elif other:
+        sources = {"train": Path(other)}
     for name, source in sources.items():
-        with lzma.open(data / source, "rb") as file:
+        with lzma.open(source, "rb") if source.suffix == ".xz" else source.open("rb") as file:
             text = file.read()
         if share < 1:
             text = text[: text.rindex(b"\n", 0, int(len(text) * share)) + 1]
@@ -237,6 +239,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=1, help="of Phalanx; they share the threads")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--share", type=float, default=1.0, help="of the text")
+    parser.add_argument("--text", default="", help="a file of other text for word vectors, .xz or plain")
     parser.add_argument("--sides", nargs="*", default=None)
     parser.add_argument("--set", nargs="*", default=[], help="hyperparameters of Phalanx, as name=value")
     parser.add_argument("--seed", type=int, default=0)
@@ -249,7 +252,7 @@ def main() -> None:
         return
     print(f"{machine()}; {versions('phalanx-train', 'numpy', 'numba')}; {options.threads} threads", flush=True)
     with tempfile.TemporaryDirectory() as name:
-        prepared(Path(options.data), options.part, Path(name), options.share)
+        prepared(Path(options.data), options.part, Path(name), options.share, options.text)
         rows: list[list[object]] = []
         for side in options.sides or SIDES[options.part]:
             if not installed(side):

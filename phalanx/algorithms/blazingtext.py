@@ -190,6 +190,20 @@ class BlazingText:
         model._model = found
         return model
 
+    @classmethod
+    def from_word2vec(cls, path: Path) -> Self:
+        """Return the word vectors of a file in word2vec's format, text or binary, as gensim writes them.
+
+        Raises:
+            UserError: it is none.
+        """
+        from .blazingtext_files import read_word2vec
+
+        found = read_word2vec(Path(path))
+        model = cls(found.hyperparameters)
+        model._model = found
+        return model
+
     def state_dict(self) -> State:
         """Return the step, the matrices after it, and what early stopping has seen; the next lines follow from the step."""
         from .blazingtext_labels import LabelTraining

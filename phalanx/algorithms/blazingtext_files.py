@@ -1,4 +1,4 @@
-"""Model files: word2vec's text, fastText's binary (both ways), our own safetensors."""
+"""Model files: word2vec's text (both ways) and binary (read), fastText's binary (both ways), our own safetensors."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ _HIERARCHICAL, _NEGATIVES, _SOFTMAX, _ONE_VERSUS_ALL = 1, 2, 3, 4
 _MODELS = {"cbow": 1, "skipgram": 2, "batch_skipgram": 2, "supervised": 3}
 _ARGUMENTS = struct.Struct("<12id")
 _CHUNK = 1 << 16  # rows that are converted at once
+_LONGEST = 1 << 16  # bytes of a word
 
 
 def write_text(path: Path, words: Sequence[bytes], vectors: Array) -> None:
@@ -128,11 +129,76 @@ def read_fasttext(path: Path) -> Model:
     Raises:
         UserError: no such file, a compressed one, one for a loss that has no counterpart here, or one that is cut off.
     """
-    with path.open("rb") as file:
+    with _opened(path) as file:
         try:
             return _read_fasttext(file, path.name)
         except (struct.error, EOFError, ValueError, MemoryError) as error:
             raise UserError(f"{path.name} is no whole fastText model: {error}") from None
+
+
+def read_word2vec(path: Path) -> Model:
+    """Return word vectors from a file in word2vec's format, text or binary, as `save_word2vec_format` of gensim writes them.
+
+    The format has no counts: words are numbered as they stand, and a word that stands there again is left out.
+
+    Raises:
+        UserError: no such file, another format, or one that is cut off.
+    """
+    with _opened(path) as file:
+        head = file.readline(100).split()
+        if len(head) != 2 or not all(number.isdigit() for number in head) or not 0 < int(head[1]) < 1 << 16:
+            raise UserError(f"{path.name} is no file of word2vec: its first line must say how many words and numbers there are")
+        count, size = int(head[0]), int(head[1])
+        start = file.tell()
+        line = file.readline().split()
+        try:
+            as_text = len(line) == size + 1 and bool(np.isfinite(np.array(line[1:], np.float64)).all())
+        except ValueError:
+            as_text = False
+        file.seek(start)
+        words: dict[bytes, None] = {}
+        rows = []
+        for number in range(count):
+            try:
+                word, row = _text_row(file, size) if as_text else _binary_row(file, size)
+            except (EOFError, ValueError) as error:
+                raise UserError(f"{path.name} holds no whole vector {number + 1} of {count}: {error}") from None
+            if word not in words:
+                words[word] = None
+                rows.append(row)
+    settings = BlazingTextHyperparameters(mode="skipgram", vector_dim=size, min_count=0)
+    inputs = _padded(np.array(rows, np.float32).reshape(-1, size))
+    vocabulary = Vocabulary(list(words), np.arange(len(words), 0, -1), [], np.empty(0), len(words))
+    return Model(settings, vocabulary, np.empty(0, np.int32), inputs, np.zeros_like(inputs))
+
+
+def _text_row(file: IO[bytes], size: int) -> tuple[bytes, Array]:
+    parts = file.readline().split()
+    if len(parts) != size + 1:
+        raise ValueError(f"a word and {size} numbers are expected in a line, {len(parts)} parts are there")
+    return parts[0], np.array(parts[1:], np.float64).astype(np.float32)
+
+
+def _binary_row(file: IO[bytes], size: int) -> tuple[bytes, Array]:
+    word = bytearray()
+    while (byte := file.read(1)) != b" ":
+        if not byte or len(word) > _LONGEST:
+            raise EOFError("it ends within a word" if not byte else "a word has no end")
+        word += byte
+    data = file.read(4 * size)
+    if len(data) != 4 * size:
+        raise EOFError("it ends within its numbers")
+    name = bytes(word).lstrip(b"\n")
+    if len(name.split()) != 1 or name.split()[0] != name:
+        raise ValueError("its word is empty or has blanks")
+    return name, np.frombuffer(data, np.float32)
+
+
+def _opened(path: Path) -> IO[bytes]:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
 def _read_fasttext(file: IO[bytes], name: str) -> Model:

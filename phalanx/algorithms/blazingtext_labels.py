@@ -304,14 +304,15 @@ class LabelTraining:
         self._best_model = (best[0], best[1]) if len(best[0]) else None
 
     def finished(self) -> Model:
-        """Return the model; the best epoch's where training may stop early. A model that has learnt little is said to be one."""
+        """Return the model; the best epoch's where training may stop early. Say so where little was learnt."""
         shares = self.model.vocabulary.label_counts / self.model.vocabulary.label_counts.sum()
         chance = -float((shares * np.log(np.maximum(shares, 1e-12))).sum())
         loss = float(self._losses[0] / max(self._losses[1], 1))
         if loss > _CHANCE * chance > 0 and self._session.world.rank == 0:
             print(
-                f"note: this classifier has hardly learnt: the last epoch's loss is {loss:.3f}, and {chance:.3f} is that of knowing "
-                f"no more than how often labels occur; try a higher learning_rate than {self._wanted.learning_rate:g} or more epochs",
+                f"note: this classifier has hardly learnt: its loss in the last epoch is {loss:.3f}, and {chance:.3f} that of "
+                "knowing no more than how often labels occur. Try more epochs, or a learning_rate above "
+                f"{self._wanted.learning_rate:g}",
                 flush=True,
             )
         if self._best_model is None:

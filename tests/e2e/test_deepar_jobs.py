@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +86,22 @@ def test_what_is_wrong_is_named_by_file_line_and_series(tmp_path: Path, changes:
     with pytest.raises(phalanx.UserError) as caught:
         trained(tmp_path, "job", inputs)
     assert says in str(caught.value)
+
+
+@pytest.mark.slow
+def test_the_example_of_the_docs_runs_as_it_is_written(tmp_path: Path) -> None:
+    page = Path(__file__).parents[2] / "docs" / "algorithms" / "deepar.md"
+    example = page.read_text(encoding="utf-8").partition("## An example")[2].partition("\n## ")[0]
+    blocks = re.findall(r"```(python|bash)\n(.*?)```", example, re.DOTALL)
+    assert [kind for kind, _ in blocks] == ["python", "bash"]
+    found = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for kind, text in blocks:
+        command = [sys.executable, "-c", text] if kind == "python" else ["bash", "-e", "-c", text]
+        ended = subprocess.run(
+            command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PATH": found}, check=False
+        )
+        assert ended.returncode == 0, ended.stderr
+    answers = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
+    assert [len(answer["mean"]) for answer in answers] == [24] * 3
+    hour, level = np.array(answers[0]["mean"]), np.mean(answers[0]["mean"])
+    assert hour.max() > 1.2 * level > 1.5 * hour.min()  # a day's wave of half the level

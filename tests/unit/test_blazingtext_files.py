@@ -143,6 +143,78 @@ def test_gensim_opens_our_text(tmp_path: Path) -> None:
     assert [word for word, _ in model.nearest("ship", 3)] == [word for word, _ in theirs.most_similar("ship", topn=3)]
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("binary", [True, False])
+def test_we_open_gensims_vectors(tmp_path: Path, binary: bool) -> None:
+    pytest.importorskip("gensim")
+    from gensim.models import Word2Vec
+
+    theirs = Word2Vec([line.split() for line in lines(200)], vector_size=9, min_count=1, workers=1, seed=1).wv
+    theirs.save_word2vec_format(str(tmp_path / "theirs"), binary=binary)
+    ours = BlazingText.from_word2vec(tmp_path / "theirs")
+    words = list(theirs.index_to_key)
+    np.testing.assert_allclose(ours.vectors([*words, "unknown"])[:-1], theirs.vectors, rtol=1e-6)
+    assert [word for word, _ in ours.nearest("ship", 3)] == [word for word, _ in theirs.most_similar("ship", topn=3)]
+    ours.save(tmp_path)
+    np.testing.assert_array_equal(BlazingText.load(tmp_path).vectors(words), ours.vectors(words))
+
+
+def test_vectors_in_word2vecs_format_are_read(tmp_path: Path) -> None:
+    file, rows = tmp_path / "file", np.array([[1, -2.5, 3e-9], [0.25, 5, 6]], np.float32)
+    both = list(zip(("küste", "b"), rows, strict=True))
+    text = "".join(f"{word} {' '.join(map(repr, row.tolist()))}\n" for word, row in both)
+    binary = [f"{word} ".encode() + row.tobytes() for word, row in both]
+    for data in (f"2 3\n{text}".encode(), b"2 3\n" + b"".join(binary), b"2 3\n" + b"".join(one + b"\n" for one in binary)):
+        file.write_bytes(data)
+        np.testing.assert_array_equal(BlazingText.from_word2vec(file).vectors(["küste", "b"]), rows)
+        file.write_bytes(data[:-5])
+        with pytest.raises(UserError, match=r"file holds no whole vector 2 of 2"):
+            BlazingText.from_word2vec(file)
+    file.write_text(f"3 3\n{text}{text}")  # again: left out
+    assert len(BlazingText.from_word2vec(file).nearest("b", 5)) == 1
+    for data in (b"", b"nothing\n", b"2 0\n", b"2 3 4\n"):
+        file.write_bytes(data)
+        with pytest.raises(UserError, match="file is no file of word2vec"):
+            BlazingText.from_word2vec(file)
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        BlazingText.from_word2vec(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"quantized": True}, "is compressed"),
+        ({"loss": "ova"}, "no counterpart"),
+        ({"loss": "ns"}, "no counterpart"),
+        ({"minn": 2, "maxn": 3}, "no counterpart"),
+        ({"unsupervised": True, "loss": "hs"}, "no counterpart"),
+        ({"unsupervised": True, "loss": "softmax"}, "no counterpart"),
+    ],
+)
+def test_models_of_fasttext_without_counterpart_are_refused(tmp_path: Path, given: dict[str, Any], said: str) -> None:
+    fasttext = pytest.importorskip("fasttext")
+    (tmp_path / "text").write_text("\n".join(lines(300, labelled=True)))
+    settings = {"dim": 8, "bucket": 100, "minCount": 1, "thread": 1, "verbose": 0, **given}
+    quantized, vectors = settings.pop("quantized", False), settings.pop("unsupervised", False)
+    with quiet():
+        learn = fasttext.train_unsupervised if vectors else fasttext.train_supervised
+        theirs = learn(str(tmp_path / "text"), **settings)
+        if quantized:
+            theirs.quantize()
+        theirs.save_model(str(tmp_path / "theirs.bin"))
+    with pytest.raises(UserError, match=said):
+        BlazingText.from_fasttext(tmp_path / "theirs.bin")
+
+
+def test_a_classifier_that_has_hardly_learnt_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = lines(300, labelled=True)
+    trained(tmp_path, text, "supervised", learning_rate=0.001)
+    assert "has hardly learnt" in capsys.readouterr().out
+    trained(tmp_path, text, "supervised", learning_rate=0.5)
+    trained(tmp_path, [line.replace("__label__sea", "__label__farm") for line in text], "supervised")  # one label: no chance
+    assert "note" not in capsys.readouterr().out
+
+
 def test_words_of_a_topic_are_near_each_other(tmp_path: Path) -> None:
     model = trained(tmp_path, lines(400), "skipgram", epochs=10)
     assert {word for word, _ in model.nearest("ship", 4)} == {"wave", "hafen", "küste", "tide"}
@@ -215,6 +287,8 @@ def test_broken_files_are_refused(tmp_path: Path) -> None:
         (tmp_path / "broken.bin").write_bytes(data)
         with pytest.raises(UserError, match=said):
             BlazingText.from_fasttext(tmp_path / "broken.bin")
+    with pytest.raises(UserError, match="cannot be read: No such file"):
+        BlazingText.from_fasttext(tmp_path / "missing.bin")
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"model\.safetensors holds no blazingtext model"):
         BlazingText.load(tmp_path)
