@@ -194,7 +194,7 @@ def test_vectors_in_word2vecs_format_are_read(tmp_path: Path) -> None:
 def test_models_of_fasttext_without_counterpart_are_refused(tmp_path: Path, given: dict[str, Any], said: str) -> None:
     fasttext = pytest.importorskip("fasttext")
     (tmp_path / "text").write_text("\n".join(lines(300, labelled=True)))
-    settings = {"dim": 8, "bucket": 100, "minCount": 1, "thread": 1, "verbose": 0, **given}
+    settings = {"dim": 8, "bucket": 400, "wordNgrams": 2, "minCount": 1, "thread": 1, "verbose": 0, **given}
     quantized, vectors = settings.pop("quantized", False), settings.pop("unsupervised", False)
     with quiet():
         learn = fasttext.train_unsupervised if vectors else fasttext.train_supervised

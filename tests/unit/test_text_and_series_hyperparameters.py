@@ -26,7 +26,7 @@ BLAZINGTEXT: dict[str, tuple[Any, str, Any]] = {
     "subwords": (False, "", None),
     "min_char": (3, "[1, 64]", None),
     "max_char": (6, "[1, 64]", None),
-    "buckets": (2_000_000, "[1, 2147483647]", (1_000_000, 10_000_000)),
+    "buckets": (2_000_000, "[1, 2.14748e+09]", (1_000_000, 10_000_000)),
     "evaluation": (True, "", None),
     "word_ngrams": (2, "[1, 20]", (1, 3)),
     "early_stopping": (False, "", None),
