@@ -11,13 +11,12 @@ from ..contracts import Array, Entry, Session, State
 from ..errors import UserError
 from .factorization_machines_data import READ_ROWS, Piece, Reader, Survey
 from .factorization_machines_hyperparameters import FactorizationMachinesHyperparameters
+from .factorization_machines_penalty import FEWEST_ROWS, MOST_ROWS, STRENGTHS, speed_at, strength_by_held_out_rows
 from .factorization_machines_tables import SUMS, Tables, measured, metrics_of, raw_scores, summed
 from .reading import copies, train_channel, used_channels
 
 if TYPE_CHECKING:
     from .factorization_machines import FactorizationMachines
-
-_SLOWEST = 0.01  # share of its first step size that solver=auto ends with
 
 
 @final
@@ -47,8 +46,12 @@ class Training:
             bias = float(np.log(share / (1 - share)))
         elif wanted.solver == "auto":
             bias = 0.0
-        parts = wanted.parts(train.rows, self._survey.row_entries)
-        self._tables = Tables(wanted, len(self._survey.columns), parts, bias, session.seed)
+        self._bias = bias
+        self._strength = STRENGTHS[0] if restored is None else float(restored["strength"].value)
+        few = FEWEST_ROWS <= train.rows <= MOST_ROWS
+        if restored is None and not train.streaming and few and wanted.chooses_penalty:
+            self._strength = self._chosen_strength()
+        self._tables = self._begin(self._strength)
         self._validated = "validation" in session.channels and session.channels["validation"].rows > 0
         self._best: Array = np.zeros((0, 0), dtype=np.float32)
         self._best_loss, self._waited, self._step = float("inf"), 0, 0
@@ -64,6 +67,7 @@ class Training:
             "best_loss": Entry(None if np.isinf(self._best_loss) else self._best_loss),
             "waited": Entry(self._waited),
             "sums": Entry(self._sums.copy()),
+            "strength": Entry(self._strength),
             **self._tables.state_dict(),
         }
 
@@ -95,6 +99,16 @@ class Training:
     def _ended(self) -> bool:
         return self._waited >= self._wanted.early_stopping_patience
 
+    def _begin(self, strength: float) -> Tables:
+        parts = self._wanted.parts(self._train.rows, self._survey.row_entries, strength)
+        return Tables(self._wanted, len(self._survey.columns), parts, self._bias, self._session.seed)
+
+    def _chosen_strength(self) -> float:
+        pieces = [self._scaled(piece) for piece in self._held or ()]
+        world, rows = self._session.world, self._train.rows
+        classifies = self._wanted.classifies
+        return strength_by_held_out_rows(world, pieces, rows, self._begin, self._epochs, self._copies, classifies=classifies)
+
     def _prepare(self) -> Survey:
         """Read the channel once: to hold its rows, or, where it is streamed, to know its columns."""
         reader, train = self._reader, self._train
@@ -120,8 +134,7 @@ class Training:
     def _learn(self, piece: Piece, number: int) -> dict[str, float]:
         speed = 1.0
         if self._wanted.solver == "auto":
-            done = (number - 1) / (self._per_epoch * self._epochs)
-            speed = _SLOWEST + (1 - _SLOWEST) * (1 + float(np.cos(np.pi * done))) / 2
+            speed = speed_at((number - 1) / (self._per_epoch * self._epochs))
         sums = self._tables.step(self._session.world, self._scaled(piece), number, speed, self._copies)
         self._sums += np.array(list(sums.values()))
         return self._named("train", sums)

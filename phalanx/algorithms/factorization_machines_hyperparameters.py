@@ -17,7 +17,7 @@ _STEPS = ((10_000, 40), (1_000, 100))  # of solver=auto: steps to take, and most
 _FEWEST_EPOCHS = 8  # of solver=auto
 _RATES = (0.02, 0.2)  # of solver=auto where steps are many, and where they are few
 _WAY = 10.0  # sum of solver=auto's first step size over all steps, at least, within _RATES
-_STRENGTH = (0.0, 1.0, 30.0)  # of solver=auto's prior on bias, linear weights and factors, over the rows
+_STRENGTH = (0.0, 1.0)  # of solver=auto's prior on bias and linear weights, over the rows
 _SPREAD = 0.1  # of solver=auto's first factors, at most
 _ENTRIES = 20.0  # in a row, from where on solver=auto's steps are shorter
 
@@ -37,7 +37,7 @@ class FactorizationMachinesHyperparameters:
     """Names, defaults and ranges as users of the managed factorization machines know them."""
 
     predictor_type: Literal["binary_classifier", "regressor"] = hyper(help="what is predicted")
-    num_factors: int = hyper(64, low=1, high=1000, help="length of the vector that each feature gets")
+    num_factors: int = hyper(64, low=2, high=1000, help="length of the vector that each feature gets")
     feature_dim: int | Auto = hyper("auto", low=1, help="number of features; auto: taken from the data")
     solver: Literal["auto", "adam", "sgd", "adagrad", "ftrl"] = hyper(
         "auto",
@@ -85,7 +85,10 @@ class FactorizationMachinesHyperparameters:
         "auto", low=0, tunable=_RANGE, help="L2 penalty of linear weights; auto: 0.001, solver=auto: 1/rows"
     )
     factors_wd: float | Auto = hyper(
-        "auto", low=0, tunable=_RANGE, help="L2 penalty of factors; auto: 0.00001, solver=auto: 30/rows"
+        "auto",
+        low=0,
+        tunable=_RANGE,
+        help="L2 penalty of factors; auto: 0.00001, solver=auto: 30/rows, of up to 8,192 rows less where held-out rows say so",
     )
     bias_init_method: Init = hyper("normal", help="how the bias begins")
     bias_init_sigma: float | Auto = hyper(
@@ -154,10 +157,21 @@ class FactorizationMachinesHyperparameters:
         wanted = [min(steps * self.mini_batch_size // max(rows, 1), most) for steps, most in _STEPS]
         return max(*wanted, _FEWEST_EPOCHS)
 
-    def parts(self, rows: int, entries: float) -> tuple[Part, Part, Part]:
-        """Return how bias, linear weights and factors are learnt, `auto` resolved for `rows` rows of `entries` numbers each."""
+    @property
+    def chooses_penalty(self) -> bool:
+        """Whether the penalty on factors may be chosen by held-out rows."""
+        return self.solver == "auto" and self.factors_wd == "auto"
+
+    def parts(self, rows: int, entries: float, strength: float) -> tuple[Part, Part, Part]:
+        """Return how bias, linear weights and factors are learnt, `auto` resolved.
+
+        Args:
+            rows: of the channel.
+            entries: numbers of a row.
+            strength: of solver=auto's prior on factors, over the rows.
+        """
         auto = self.solver == "auto"
-        decays = tuple(strength / max(rows, 1) for strength in _STRENGTH) if auto else (0.01, 0.001, 0.00001)
+        decays = tuple(of / max(rows, 1) for of in (*_STRENGTH, strength)) if auto else (0.01, 0.001, 0.00001)
         steps = self.passes(rows) * -(-rows // self.mini_batch_size)
         first = min(max(_WAY / max(steps, 1), _RATES[0]), _RATES[1])
         first *= min(1.0, _ENTRIES / max(entries, 1.0))  # a step moves all weights of a row at once

@@ -32,9 +32,11 @@ _START_ROWS, _START_ROWS_EACH = 2048, 10  # of the sample that starts are tried 
 _START_BYTES = 64 << 20  # that every rank holds of it; two rows a centre it has at least
 _START_ITERATIONS = 5
 _GROWTH = 4  # of the sample from stage to stage
+_SAMPLE_ROWS_EACH = 4  # for each centre, at least: centres fitted to fewer are no better for other rows
 _SAMPLE_SHARE, _SAMPLE_BYTES = 4, 64 << 20  # the sample has at most a quarter of all rows, and so much over all ranks
 _STAGE_TOLERANCE = 1e-2  # relative improvement below which the sample grows
 _READ_BYTES, _FEWEST_READ = 8 << 20, 256  # of rows as float32 at once; of rows for each rank
+_SLICE = 1024  # centres that are looked at in float64 at once
 _STARTS, _START_COST = 3, 5 * 10**8
 _CANDIDATES = 2  # of k-means++: swaps mend the rest
 _SWAPS = 6  # most rounds of them
@@ -129,9 +131,10 @@ class Descent:
         """
         centers = Centers(values)
         drift = None if self._seen is None else _distances(values, self._seen)
+        self._seen = values
         anchor = grid(centers.farthest(self._largest) * self._heaviest, self._addends)
         shape = (values.shape[0], values.shape[1])
-        deltas = [Sums.zeros(shape) for _ in range(self._assigner.threads)]
+        deltas = self._assigner.sums(shape)
 
         def sweep() -> int:
             changed = 0
@@ -146,18 +149,22 @@ class Descent:
         delta = deltas[0].flat
         for other in deltas[1:]:
             delta += other.flat
-        total = self._world.all_reduce(np.append(delta, float(changed)) * float(self._counts))
+        if not self._counts:
+            delta[:], changed = 0.0, 0
+        delta = self._world.all_reduce(delta)
+        changed = int(self._world.all_reduce(np.array([changed]))[0])
+        error, delta[-1] = float(delta[-1]), 0.0
         if self._sums is None:
-            self._sums = Sums.zeros(shape)
-        self._sums.flat += total[:-1]
-        error, self._sums.flat[-1] = float(total[-2]), 0.0
+            self._sums = Sums(delta, shape)
+        else:
+            self._sums.flat += delta
         counts = self._sums.counts
         idle = np.flatnonzero(counts <= 0)
-        moved = (self._sums.rows / np.where(counts > 0, counts, 1.0)[:, None]).astype(np.float32)
+        moved = np.empty(shape, np.float32)
+        np.divide(self._sums.rows, np.where(counts > 0, counts, 1.0)[:, None], out=moved, casting="same_kind")
         moved[idle] = values[idle]
         repaired = bool(len(idle)) and self._revive(idle, moved)
-        self._seen = values
-        return moved, error / max(float(counts.sum()), 1e-300), int(total[-1]), repaired
+        return moved, error / max(float(counts.sum()), 1e-300), changed, repaired
 
     def swap(self, values: Array, key: int) -> tuple[Array, int]:
         """Collective. Swap clusters where that lowers the loss: see `kmeans_swaps`.
@@ -266,7 +273,8 @@ class BatchKMeans:
         parts, largest = self._sample(count)
         if progress.step == 0:
             progress.centers = self._start(parts, start_rows)
-            progress.active = min(start_rows * _GROWTH, count)
+            worth = count >= min(_SAMPLE_ROWS_EACH * self._plan.k, self._shard.rows)
+            progress.active = min(start_rows * _GROWTH, count) if worth else 0
 
         def read() -> Iterator[Part]:
             for first_row, rows, weights in parts:
@@ -350,9 +358,11 @@ class BatchKMeans:
 
 def _distances(centers: Array, others: Array) -> Array:
     """Return bounds of how far each of two sets of centres (k, D) is from its like (k,)."""
-    difference = centers.astype(np.float64) - others
-    lengths: Array = np.sqrt(np.einsum("kd,kd->k", difference, difference)) * (1 + 1e-9)
-    return lengths
+    lengths = np.empty(len(centers))
+    for at in range(0, len(centers), _SLICE):
+        difference = centers[at : at + _SLICE].astype(np.float64) - others[at : at + _SLICE]
+        lengths[at : at + _SLICE] = np.einsum("kd,kd->k", difference, difference)
+    return np.asarray(np.sqrt(lengths) * (1 + 1e-9))
 
 
 def head(rows: Array | Csr, stop: int) -> Array | Csr:

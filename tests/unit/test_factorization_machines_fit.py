@@ -12,10 +12,10 @@ import pytest
 
 from phalanx import hyperparameters
 from phalanx.algorithms.factorization_machines import FactorizationMachines
-from phalanx.contracts import Array, Batch, Csr, Shard, State
+from phalanx.contracts import Algorithm, Array, Batch, Csr, Shard, State
 from phalanx.errors import UserError
 from phalanx.testing.algorithm_checks import model_files, to_csr
-from phalanx.testing.sessions import MemorySession, Rows
+from phalanx.testing.sessions import Circumstances, MemorySession, Rows, train_in_threads
 
 NAMED = ("adam", "sgd", "adagrad", "ftrl")
 
@@ -71,7 +71,7 @@ def test_every_named_solver_lowers_the_loss(tmp_path: Path, solver: str) -> None
 
 def test_named_solvers_begin_as_the_managed_ones_do() -> None:
     wanted = made(solver="adam").hyperparameters
-    bias, linear, factors = wanted.parts(1000, 10.0)
+    bias, linear, factors = wanted.parts(1000, 10.0, 30.0)
     assert (bias.rate, linear.rate, factors.rate) == (0.1, 0.001, 0.0001)
     assert (bias.decay, linear.decay, factors.decay) == (0.01, 0.001, 0.00001)
     assert (bias.spread, linear.spread, factors.spread) == (0.01, 0.01, 0.001)
@@ -273,3 +273,19 @@ class _Stream:
 
     def load_state_dict(self, state: State) -> None:
         self._shard.load_state_dict(state)
+
+
+@pytest.mark.parametrize(("pairs", "expected"), [(True, {3.0, 0.3}), (False, {30.0})])
+def test_the_penalty_on_factors_is_what_held_out_rows_ask_for(tmp_path: Path, pairs: bool, expected: set[float]) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(400, 20 if not pairs else 6)).astype(np.float32)
+    y = x[:, 0] * x[:, 1] + x[:, 2] if pairs else x[:, :5].sum(axis=1)
+    channels = {"train": Rows(x, (y + rng.normal(size=400)).astype(np.float32))}
+
+    def make() -> Algorithm:
+        return made(predictor_type="regressor", num_factors=4, epochs=20)
+
+    alone = train_in_threads(make, channels, tmp_path, Circumstances())[0]
+    assert float(alone.algorithm.state_dict()["strength"].value) in expected
+    other = train_in_threads(make, channels, tmp_path, Circumstances(3))[0]
+    assert model_files(other.algorithm, tmp_path / "other") == model_files(alone.algorithm, tmp_path / "alone")

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from phalanx.algorithms import kmeans_batch
+from phalanx.algorithms.kernels import nearest
 from phalanx.algorithms.kernels.nearest import Assigner, dense_rows, packed
 from phalanx.algorithms.kmeans import KMeans, KMeansHyperparameters
 from phalanx.algorithms.reading import NumericBatches
@@ -335,6 +337,17 @@ def test_the_batch_solver_gives_one_model_for_dense_sparse_and_any_ranks(tmp_pat
     alone = centers(train(tmp_path, rows, **settings))
     for features, how in ((rows, Circumstances(3, threads=2)), (to_csr(rows), Circumstances(2))):
         np.testing.assert_array_equal(centers(train(tmp_path, Rows(features), how, **settings)), alone)
+
+
+def test_many_clusters_are_not_fitted_to_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nearest, "_SHARED_SUMS", 0)  # as where centres are many and wide
+    monkeypatch.setattr(kmeans_batch, "_START_BYTES", 0)
+    rows = np.random.default_rng(3).normal(size=(3000, 4)).astype(np.float32)
+    given = {"k": 600, "solver": "lloyd", "local_lloyd_max_iter": 4}
+    alone = train(tmp_path, rows, **given)
+    assert [report.rows for report in alone[0].session.reports] == [3000] * 4  # the sample has three rows a centre
+    for how in (Circumstances(3), Circumstances(2, threads=2)):
+        np.testing.assert_array_equal(centers(train(tmp_path, rows, how, **given)), centers(alone))
 
 
 def test_centres_without_rows_are_put_to_use(tmp_path: Path) -> None:

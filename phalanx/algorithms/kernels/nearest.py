@@ -5,9 +5,10 @@ Legend of shapes: N rows, M rows of a chunk, D columns, K centres.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from types import TracebackType
@@ -25,6 +26,8 @@ S = TypeVar("S")
 T = TypeVar("T")
 _CHUNK_BYTES = 2 << 20  # of a chunk's rows or its products: what the shared cache holds beside the centres
 _MOST_ROWS, _FEWEST_ROWS = 512, 16
+_PRODUCT_BYTES, _FEWEST_PRODUCTS = 12 << 20, 256  # many centres are read from memory: for so many rows at once
+_SHARED_SUMS = 8 << 20  # bytes of sums by centre from which on threads share one array
 _SPAN_BYTES, _LONGEST_SPAN = 2 << 20, 2048  # rows that are made dense at once, and of which those to compare are gathered
 
 
@@ -54,7 +57,7 @@ class Centers:
 
     def farthest(self, largest: Array) -> float:
         """Return a bound of the squared distance of any row whose magnitudes are at most `largest` (D,) to any centre."""
-        reach = largest.astype(np.float64) + np.abs(self.values).max(axis=0)
+        reach = largest.astype(np.float64) + np.maximum(self.values.max(axis=0), -self.values.min(axis=0))
         return float((reach * reach).sum())
 
 
@@ -179,7 +182,7 @@ class Assigner:
         drift: Array | None,
         anchors: Array,
         distance_anchor: Array,
-        deltas: Sequence[Sums],
+        deltas: list[Sums],
     ) -> int:
         """Bring what is known of rows up to date with centres that moved; return how many rows changed their centre.
 
@@ -191,15 +194,17 @@ class Assigner:
             drift: (K,) bounds of how far each centre moved since `known`; None: nothing is known.
             anchors: (D + 1,) of the grids for columns and weights.
             distance_anchor: of the grid for weighted squared distances.
-            deltas: one for each thread: changes of the sums by centre are added, and the sum of weighted squared distances.
+            deltas: of `sums`: changes of the sums by centre are added, and the sum of weighted squared distances.
         """
         moves = _Moves.of(drift)
-        spans = list(zip(_split(len(rows), self.threads), deltas, strict=False))
+        shared = deltas * self.threads if len(deltas) == 1 else deltas
+        spans = list(zip(_split(len(rows), self.threads), shared, strict=False))
+        turn = threading.Lock() if len(deltas) == 1 else nullcontext()
 
         def of_part(item: tuple[tuple[int, int], Sums]) -> int:
             (start, stop), delta = item
             return sum(
-                _update_span(rows, weights, known, centers, moves, anchors, delta, span)
+                _update_span(rows, weights, known, centers, moves, anchors, delta, span, turn)
                 for span in spans_of(start, stop, centers.values.shape[1])
             )
 
@@ -207,6 +212,11 @@ class Assigner:
         costs = known.distances * weights if len(weights) else known.distances
         deltas[0].flat[-1] += snap(costs, distance_anchor).sum()
         return changed
+
+    def sums(self, shape: tuple[int, int]) -> list[Sums]:
+        """Return sums of no rows (K, D) for `update`: one for each thread; one for all where that would be much memory."""
+        count = 1 if 8 * shape[0] * shape[1] > _SHARED_SUMS else self.threads
+        return [Sums.zeros(shape) for _ in range(count)]
 
     def each(self, items: Sequence[S], work: Callable[[S], T]) -> list[T]:
         """Return `work(item)` of every item, done by the threads."""
@@ -281,6 +291,7 @@ def _update_span(
     anchors: Array,
     delta: Sums,
     span: slice,
+    turn: AbstractContextManager[object],
 ) -> int:
     """Do the work of `Assigner.update` for rows `span`."""
     chunk = dense_rows(rows, span.start, span.stop)
@@ -291,7 +302,7 @@ def _update_span(
         return 0
     before = labels.copy()
     clusters, columns = centers.values.shape
-    most = min(max(_CHUNK_BYTES // (4 * max(clusters, columns)), _FEWEST_ROWS), _MOST_ROWS, count)
+    most = min(_chunk_rows(clusters, columns), count)
     shifted = np.empty((most, columns), dtype=np.float32)
     products = np.empty((most, clusters), dtype=np.float32)
     norms = np.empty(most, dtype=np.float32)
@@ -315,7 +326,8 @@ def _update_span(
             distances,
         )
     heavy = weights[span] if len(weights) else weights
-    return int(bounds.exchange(chunk, heavy, before, labels, anchors, delta.rows, delta.counts))
+    with turn:
+        return int(bounds.exchange(chunk, heavy, before, labels, anchors, delta.rows, delta.counts))
 
 
 def dense_rows(rows: Array | Csr, start: int, stop: int) -> Array:
@@ -352,7 +364,7 @@ def packed(rows: Array | Csr) -> Array | Csr:
 def _products(rows: Array | Csr, part: slice, centers: Centers) -> Iterator[tuple[int, Array, Array, Array]]:
     """Yield, chunk by chunk: first row, rows (M, D), norms (M,) of the shifted rows, their products (M, K) with the centres."""
     count, columns = centers.values.shape
-    most = min(max(_CHUNK_BYTES // (4 * max(count, columns)), _FEWEST_ROWS), _MOST_ROWS)
+    most = _chunk_rows(count, columns)
     shifted = np.empty((most, columns), dtype=np.float32)
     products = np.empty((most, count), dtype=np.float32)
     norms = np.empty(most, dtype=np.float32)
@@ -363,6 +375,12 @@ def _products(rows: Array | Csr, part: slice, centers: Centers) -> Iterator[tupl
         with np.errstate(over="ignore", invalid="ignore"):
             np.matmul(shifted[:size], centers.shifted.T, out=products[:size])
         yield start, chunk, norms[:size], products[:size]
+
+
+def _chunk_rows(clusters: int, columns: int) -> int:
+    """Return how many rows are multiplied with all centres at once."""
+    rows = max(_CHUNK_BYTES // (4 * max(clusters, columns)), min(_PRODUCT_BYTES // (4 * clusters), _FEWEST_PRODUCTS))
+    return min(max(rows, _FEWEST_ROWS), _MOST_ROWS)
 
 
 def _split(rows: int, parts: int) -> Iterator[tuple[int, int]]:
