@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, Self, final
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 _CENTERS = "centers.npy"
 _SETTINGS = "kmeans.json"
 _EVALUATED = ("validation", "test")
+_OF_STREAM = ("epochs", "extra_center_factor", "half_life_time_size", "init_method", "mini_batch_size", "polish_steps")
 _AUTO_CENTERS, _AUTO_FACTOR = 250, 3  # a few hundred centres describe the data well enough to find k good ones
 _AUTO_DIRECT_NUMBERS = 1 << 22  # in a channel of one batch: so few that every row is reduced directly
 _AUTO_TRIALS, _AUTO_TRIAL_COST = 10, 10**9
@@ -77,7 +78,12 @@ class KMeansHyperparameters:
         high=1,
         help="the final reduction (solver=lloyd: the descent) ends when the loss improves by less than this share of it",
     )
-    mini_batch_size: int = hyper(5000, low=1, tunable=(3000, 15000), help="rows of a step, over all workers")
+    mini_batch_size: int = hyper(
+        5000,
+        low=1,
+        tunable=(3000, 15000),
+        help="rows of a step, over all workers",
+    )
     polish_steps: int | Literal["auto"] = hyper(
         "auto",
         low=0,
@@ -96,6 +102,13 @@ class KMeansHyperparameters:
         """Raise `UserError` where values do not fit together."""
         if not self.eval_metrics:
             raise UserError("eval_metrics is empty: it must name msd, ssd or both")
+        if self.solver == "lloyd":
+            for field in (one for one in fields(self) if one.name in _OF_STREAM):
+                value = getattr(self, field.name)
+                if value != field.default:
+                    raise UserError(
+                        f"{field.name}={value} belongs to solver=stream and has no effect on solver=lloyd: leave it out"
+                    )
 
 
 @dataclass(frozen=True, slots=True)

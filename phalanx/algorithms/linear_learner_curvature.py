@@ -53,6 +53,12 @@ class Curvature:
             self._values = np.maximum(values, 0)
         self._values = np.maximum(self._values, _FLAT * max(float(self._values.mean()), 1e-30))
 
+    def among(self, columns: Array | None) -> Curvature:
+        """Return the same of some of the columns; only their diagonal where that is all there is of these."""
+        if columns is None:
+            return self
+        return Curvature(self._mean[columns], self._diagonal[columns], self._change, use_bias=self._use_bias)
+
     def solve(self, vector: Array, wd: Array, sharp: Array) -> Array:
         """Return the inverse of (curvature + wd) times a vector (D + 1, P, K) of gradients.
 

@@ -22,7 +22,7 @@ from .linear_learner_descent import Descent, Schedule
 from .linear_learner_hyperparameters import LinearLearnerHyperparameters
 from .linear_learner_losses import loss_of, slope_change
 from .linear_learner_objective import Crew, Objective, scores
-from .linear_learner_screening import KEPT, LOOSER, PASSES, screening
+from .linear_learner_screening import KEPT, LOOSER, MEMORY, Sample, screening
 from .linear_learner_solver import Penalty, Solver
 from .reading import copies, train_channel, used_channels
 
@@ -56,27 +56,23 @@ class Training:
         self._validated = "validation" in session.channels and session.channels["validation"].rows > 0
         rows = self._train.rows
         self._candidates = candidates = grid_of(wanted, survey, validated=self._validated, rows=rows)
-        self._objective = Objective(
-            session.world,
-            loss_of(wanted),
-            class_weights(wanted, survey, candidates),
-            crew=crew,
-            largest=survey.largest,
-            largest_label=survey.largest_label + wanted.margin,
-            largest_weight=survey.largest_weight,
-            addends=max(rows, 1) * _SPARE,
-        )
+        self._objective = self._objective_of(None)
         bias_wd = 0.0 if wanted.bias_wd_mult == "auto" else wanted.bias_wd_mult
         self._penalty = Penalty(candidates.wd, candidates.l1, bias_wd, wanted.use_bias)
         self._step = 0
         self._per_epoch = -(-rows // wanted.mini_batch_size)
         self._members = np.arange(len(candidates.wd))  # who is still in the race
-        self._screening = screening(len(candidates.wd), rows) if wanted.solves else None
-        self._screened: list[Piece] | None = None  # this rank's rows of it
+        self._screening = screening(len(candidates.wd), rows, self._columns * wanted.outputs) if wanted.solves else None
         self._measured_by = self._curvature() if wanted.solves else None
         if restored is not None and wanted.solves:
             self._members = np.array(restored["members"].value)
             self._screening = self._screening if int(restored["screening"].value) else None
+        self._screened = Sample([], None)  # this rank's rows of it
+        self._screened_by = self._objective
+        if self._screening is not None:
+            self._screened = self._screening.of(session.world, self._pieces("train"), self._columns)
+            if self._screened.columns is not None:
+                self._screened_by = self._objective_of(self._screened.columns)
         self._state: Solver | Descent = self._solver(None) if wanted.solves else self._descent()
         if restored is not None:
             self._step = int(restored["step"].value)
@@ -107,9 +103,9 @@ class Training:
             active, tolerance = solver.active, wanted.solver_tolerance
             if self._screening is not None:
                 tolerance *= LOOSER
-            losses, gradients, weight = self._objective.sums(
-                solver.trial[:, active], self._members[active], self._pieces("sample" if self._screening else "train")
-            )
+            objective = self._screened_by if self._screening else self._objective
+            pieces = self._pieces("sample" if self._screening else "train")
+            losses, gradients, weight = objective.sums(solver.trial[:, active], self._members[active], pieces)
             solver.advance(losses / max(weight, 1e-300), gradients / max(weight, 1e-300), tolerance)
             self._step += 1
             metrics = {"train:objective_loss": float(solver.loss.min())}
@@ -122,26 +118,51 @@ class Training:
     def _goes_on(self, solver: Solver) -> bool:
         most = self._wanted.max_passes
         if self._screening is not None:
-            most = min(PASSES, most // 2)
+            most = min(self._screening.passes, most // 2)
         return len(solver.active) > 0 and self._step < most
 
     def _solver(self, start: Array | None) -> Solver:
         assert self._measured_by is not None
-        sharper = 1.0 if self._screening is None else self._screening.sharper
-        penalty = self._penalty.of(self._members, sharper)
-        return Solver(self._train.columns or 0, penalty, self._wanted.outputs, self._measured_by, start)
+        outputs = self._wanted.outputs
+        if self._screening is None:
+            return Solver(self._columns, self._penalty.of(self._members), outputs, self._measured_by, start)
+        of = self._screened.columns
+        penalty = self._penalty.of(self._members, self._screening.sharper)
+        columns = self._columns if of is None else len(of)
+        return Solver(columns, penalty, outputs, self._measured_by.among(of), start, memory=MEMORY)
 
     def _narrowed(self, solver: Solver) -> Solver:
         """Collective. End the screening: the best candidates go on, with all rows, from where they are."""
         name = "validation" if self._validated else "sample"
-        everyone = np.arange(solver.weights.shape[1])
+        weights, everyone = solver.weights, np.arange(solver.weights.shape[1])
+        if self._validated:
+            weights = self._screened.widened(weights, self._columns)
         if self._by_loss:
-            value = -self._losses(name, solver.weights, everyone)
+            value = -self._losses(name, weights, everyone)
         else:
-            value = np.array([found for _, found in self._judged(name, solver.weights)] or np.zeros(len(everyone)))
+            value = np.array([found for _, found in self._judged(name, weights)] or np.zeros(len(everyone)))
         best = np.sort(np.argsort(-value, kind="stable")[:KEPT])
-        self._members, self._screening, self._screened = self._members[best], None, None
-        return self._solver(solver.weights[:, best])
+        start = self._screened.widened(solver.weights[:, best], self._columns)
+        self._members, self._screening, self._screened = self._members[best], None, Sample([], None)
+        return self._solver(start)
+
+    def _objective_of(self, columns: Array | None) -> Objective:
+        """Return the objective over all columns, or some of them."""
+        survey, wanted = self._survey, self._wanted
+        return Objective(
+            self._session.world,
+            loss_of(wanted),
+            class_weights(wanted, survey, self._candidates),
+            crew=self._crew,
+            largest=survey.largest if columns is None else survey.largest[columns],
+            largest_label=survey.largest_label + wanted.margin,
+            largest_weight=survey.largest_weight,
+            addends=max(self._train.rows, 1) * _SPARE,
+        )
+
+    @property
+    def _columns(self) -> int:
+        return self._train.columns or 0
 
     def _descend(self, model: LinearLearner, descent: Descent) -> None:
         wanted = self._wanted
@@ -210,14 +231,13 @@ class Training:
 
     def _losses(self, name: str, weights: Array, active: Array) -> Array:
         """Collective. Return the mean losses of candidates on a channel."""
-        losses, _, weight = self._objective.sums(weights, active, self._pieces(name), gradients=False)
+        objective = self._screened_by if name == "sample" else self._objective
+        losses, _, weight = objective.sums(weights, active, self._pieces(name), gradients=False)
         return losses / max(weight, 1e-300)
 
     def _pieces(self, name: str) -> Iterable[Piece]:
-        if name == "sample" and self._screening is not None:
-            if self._screened is None:
-                self._screened = self._screening.of(self._pieces("train"))
-            return self._screened
+        if name == "sample":
+            return self._screened.pieces
         if name == "train" and self._survey.pieces is not None:
             return self._survey.pieces
         return self._reader.pieces(name, self._survey.scaler)

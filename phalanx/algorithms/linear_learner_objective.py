@@ -206,7 +206,9 @@ class Crew:
 
     def __init__(self, threads: int) -> None:
         self._helpers = threads - 1
-        self._pool = ThreadPoolExecutor(max(self._helpers, 1))  # starts a thread when there is something to do
+        self._pool = ThreadPoolExecutor(
+            max(self._helpers, 1), thread_name_prefix="phalanx-rows"
+        )  # starts a thread when there is something to do
 
     def __enter__(self) -> Self:
         return self

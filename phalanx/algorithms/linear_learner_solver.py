@@ -64,11 +64,22 @@ class Solver:
         outputs: K.
         curvature: of the features, by which steps are measured.
         start: weights to begin with; None: zeros.
+        memory: pairs of steps and changes that are kept.
     """
 
-    def __init__(self, columns: int, penalty: Penalty, outputs: int, curvature: Curvature, start: Array | None = None) -> None:
+    def __init__(
+        self,
+        columns: int,
+        penalty: Penalty,
+        outputs: int,
+        curvature: Curvature,
+        start: Array | None = None,
+        *,
+        memory: int = _MEMORY,
+    ) -> None:
         shape = (columns + 1, len(penalty.wd), outputs)
         self._penalty = penalty
+        self._memory = memory
         self._curvature = curvature
         self.trial = np.zeros(shape) if start is None else start.copy()
         self.weights = np.zeros(shape)
@@ -126,7 +137,7 @@ class Solver:
         nothing = np.broadcast_to(0.0, moved.shape)
         self._steps.append(_chosen(valid, moved, nothing))
         self._changes.append(_chosen(valid, change, nothing))
-        del self._steps[:-_MEMORY], self._changes[:-_MEMORY]
+        del self._steps[: -self._memory], self._changes[: -self._memory]
         solved = _dot(change, self._curvature.solve(self._changes[-1], self._penalty.wd, self._penalty.l1 > 0))
         self._scale = np.divide(_dot(moved, change), solved, out=self._scale, where=valid & (solved > 0))
 

@@ -13,7 +13,8 @@ from phalanx import hyperparameters
 from phalanx.algorithms.linear_learner import LinearLearner
 from phalanx.algorithms.linear_learner_data import READ_ROWS, Piece
 from phalanx.algorithms.linear_learner_screening import screening
-from phalanx.contracts import Algorithm
+from phalanx.contracts import Algorithm, Csr
+from phalanx.parallel.collective import Solo
 from phalanx.testing.algorithm_checks import model_files, to_csr
 from phalanx.testing.sessions import Circumstances, Rows, Trained, attempt_in_threads, train_in_threads
 
@@ -75,20 +76,54 @@ def test_the_best_of_many_is_as_good_as_without_screening(tmp_path: Path) -> Non
     assert many.session.metrics["validation:objective_loss"] < min(losses) * 1.001
 
 
+def wide_rows(*, validated: bool) -> dict[str, Rows]:
+    """Return rows of 4 of 5,000 columns, of three classes that a tenth of the columns tells apart."""
+    generator = np.random.default_rng(5)
+
+    def part(count: int) -> Rows:
+        indices = np.sort(generator.integers(0, 5000, (count, 4)), axis=1)
+        label = (indices.sum(axis=1) * 3 // 20_000).astype(np.float32)
+        rows = Csr(np.arange(0, 4 * count + 1, 4), indices.ravel(), np.ones(4 * count, np.float32), 5000)
+        return Rows(rows, label)
+
+    return {"train": part(4200), **({"validation": part(300)} if validated else {})}
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_wide_rows_are_screened_by_the_columns_of_the_sample(tmp_path: Path, validated: bool) -> None:
+    given = {"predictor_type": "multiclass_classifier", "num_classes": 3, "num_models": 8}
+    given |= {"positive_example_weight_mult": 1.0, "max_passes": 24, "normalize_data": False}
+    channels, wide = wide_rows(validated=validated), functools.partial(make, **given)
+    alone = train_in_threads(wide, channels, tmp_path, Circumstances())[0]
+    expected = model_files(alone.algorithm, tmp_path / "alone")
+    rows = [report.rows for report in alone.session.reports]
+    assert rows[0] == 1050
+    change = rows.index(4200)
+    assert 2 < change < len(rows) - 1
+    other = train_in_threads(wide, channels, tmp_path, Circumstances(3))[0]
+    assert model_files(other.algorithm, tmp_path / "other") == expected
+    for step in (2, change, change + 1):
+        (stopped,) = attempt_in_threads(wide, channels, tmp_path, Circumstances(stop_at=step, snapshot_at=step))
+        assert stopped.session.snapshot is not None
+        resumed = train_in_threads(wide, channels, tmp_path, Circumstances(resumed=(stopped.session.snapshot,)))[0]
+        assert model_files(resumed.algorithm, tmp_path / f"resumed-{step}") == expected
+
+
 def test_the_sample_is_spread_over_the_channel() -> None:
-    found = screening(32, 10 * READ_ROWS)
+    found = screening(32, 10 * READ_ROWS, 12)
     assert found is not None
     assert found.every == 20
     numbers = np.arange(READ_ROWS, dtype=np.float32)[:, None]
     whole = [Piece(numbers + batch * READ_ROWS, np.zeros(READ_ROWS), np.ones(READ_ROWS), 256, batch) for batch in range(10)]
-    rows = np.concatenate([np.asarray(piece.features)[:, 0] for piece in found.of(whole)])
+    rows = np.concatenate([np.asarray(piece.features)[:, 0] for piece in found.of(Solo(), whole, 1).pieces])
     np.testing.assert_array_equal(rows // 256 % 20, 0)
     assert len(rows) == 10 * READ_ROWS // 20
     halves = [
         Piece(np.asarray(p.features)[a:b], p.label[a:b], p.weight[a:b], 256, p.batch, a)
         for p in whole for a, b in [(0, 3072), (3072, READ_ROWS)]
     ]  # fmt: skip
-    parts = np.concatenate([np.asarray(piece.features)[:, 0] for piece in found.of(halves)])
+    parts = np.concatenate([np.asarray(piece.features)[:, 0] for piece in found.of(Solo(), halves, 1).pieces])
     np.testing.assert_array_equal(parts, rows)
-    assert screening(4, 10 * READ_ROWS) is None
-    assert screening(32, 5000) is None
+    assert screening(4, 10 * READ_ROWS, 12) is None
+    assert screening(32, 5000, 12) is None
+    assert screening(32, 5000, 5001) is not None  # wide: fewer rows are enough
