@@ -6,6 +6,7 @@ Groups that others started are recognised by `groups`.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -203,16 +204,21 @@ def get(name: str, default: str | None = None) -> str | None:
     return os.environ.get(name, default)
 
 
+@functools.cache
+def _is_secret(name: str) -> bool:
+    return _SECRET.search(name) is not None
+
+
 def secrets(environment: Mapping[str, str] | None = None) -> list[str]:
     """Return the values of variables that look like credentials by their name, longest first, for redaction."""
     env = os.environ if environment is None else environment
-    found = {v for k, v in env.items() if len(v) >= 6 and _SECRET.search(k)}
-    return sorted(found, key=len, reverse=True)
+    found = {env.get(name, "") for name in env if _is_secret(name)}
+    return sorted((value for value in found if len(value) >= 6), key=len, reverse=True)
 
 
 def masked(environment: Mapping[str, str]) -> dict[str, str]:
     """Return `environment` as it may stand in job.json: values of credential-like names replaced by `***`."""
-    return {k: "***" if _SECRET.search(k) else v for k, v in environment.items()}
+    return {name: "***" if _is_secret(name) else value for name, value in environment.items()}
 
 
 def masked_hyperparameters(given: Mapping[str, Any]) -> dict[str, Any]:
