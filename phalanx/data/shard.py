@@ -26,6 +26,8 @@ _READ_BYTES = 8 << 20  # decoded at once, about
 _PAGE = 256  # rows that a shuffled order keeps together in the file, at most
 _PAGE_BYTES = 1 << 20
 _OPEN_FILES = 16  # at once
+_HELD_BYTES = 512 << 20  # of decoded rows that all ranks together keep in memory for the passes that follow
+_GLANCE = 8  # a shuffled order that ends within this part of its rows was a glance
 
 
 def open_shard(
@@ -115,6 +117,8 @@ class FileShard:
         self._starts: Array | None = None
         self._empty: Table | None = None
         self._held: Table | None = None
+        self._passes: dict[int, int] = {}  # in order, that came to their end, by the rows of a batch
+        self._kept: tuple[int, list[tuple[Part, Table]]] | None = None  # rows of a batch, and this rank's parts in order
         self._position = Position()
 
     @property
@@ -198,7 +202,7 @@ class FileShard:
         done = self._position.begin(epoch)
         planned = parts(self.rows, rows, rank=self._rank, size=self._size, starts=self._starts)
         due = (part for part in planned if part.batch_stop > done)
-        for part, table in self._shuffled(due, epoch) if shuffle else self._in_order(due):
+        for part, table in self._shuffled(due, epoch) if shuffle else self._again(rows, done, due):
             self._position.reach(part.batch_stop)
             yield Batch(part.start, table.features, table.label, table.weight, table.group)
 
@@ -256,6 +260,26 @@ class FileShard:
         stored = sum(index.end for index in self._indexes) / self.rows
         return max(16.0, stored, 0.0 if self.sparse else 4.0 * (self._columns or 1))
 
+    def _may_keep(self, copies: int) -> bool:
+        """Return whether so many copies of all rows are small enough to stay in memory decoded."""
+        plain = not self._streaming and self._columns is not None
+        return plain and self.rows * self._row_bytes() * copies <= _HELD_BYTES
+
+    def _again(self, rows: int, done: int, due: Iterator[Part]) -> Iterator[tuple[Part, Table]]:
+        """Read in order; the parts of a second pass stay in memory for the third, where they are small."""
+        if self._kept is not None and self._kept[0] == rows:
+            yield from (pair for pair in self._kept[1] if pair[0].batch_stop > done)
+            return
+        keeps = done == 0 and self._held is None and self._passes.get(rows, 0) > 0 and self._may_keep(1)
+        kept: list[tuple[Part, Table]] = []
+        for pair in self._in_order(due):
+            if keeps:
+                kept.append(pair)
+            yield pair
+        self._passes[rows] = self._passes.get(rows, 0) + 1
+        if keeps:
+            self._kept = (rows, kept)
+
     def _in_order(self, due: Iterator[Part]) -> Iterator[tuple[Part, Table]]:
         """Read several parts at once, about `_READ_BYTES`, and hand them out one by one."""
         limit = max(1, int(_READ_BYTES / self._row_bytes()))
@@ -288,8 +312,18 @@ class FileShard:
             raise UserError(f"channel '{self.name}' has query groups: its rows cannot be shuffled")
         order = self._order(epoch)
         pages = Pages(self._read_rows, self.rows, self._page())
+        for source in self._sources:
+            source.scattered = True
+        keeps = self._held is None and self._may_keep(self._world[1])
         for part in due:
-            yield part, pages.take(order[part.start : part.stop]) if part.stop > part.start else self._no_rows()
+            if keeps and part.batch_start * _GLANCE >= self.rows:  # who goes on wants them all, from all over the channel
+                self.hold()
+                keeps = False
+            rows = order[part.start : part.stop]
+            if self._held is not None:
+                yield part, take_rows(self._held, rows)
+            else:
+                yield part, pages.take(rows) if len(rows) else self._no_rows()
 
     def _page(self) -> int:
         """Return the rows that a shuffled order keeps together."""

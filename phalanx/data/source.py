@@ -45,6 +45,7 @@ class Source:
 
     Attributes:
         decoder: what a format keeps for this file while it is open; dropped by `close`.
+        scattered: its rows are being read here and there.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Source:
     ) -> None:
         self.name = file.name if name is None else name
         self.decoder: Decoder | None = None
+        self.scattered = False
         self._file = file
         self._scratch = scratch
         self._compression = compression

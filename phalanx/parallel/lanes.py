@@ -60,8 +60,7 @@ class Lane:
         flat = self._seen(buffer)
         if self._inner is None or flat is None:
             return default_hooks.allreduce_hook(None, bucket)  # type: ignore[arg-type]
-        flat *= flat.dtype.type(1 / self._size)
-        self._inner.reduce(flat)
+        self._inner.reduce(flat, factor=1 / self._size)
         done: Any = torch.futures.Future()
         done.set_result(buffer)
         return done

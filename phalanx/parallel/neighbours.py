@@ -156,14 +156,23 @@ class Neighbours:
         self.reduce(total.reshape(-1), op)
         return total.astype(x.dtype, copy=False)
 
-    def reduce(self, flat: Array, op: Op = "sum") -> None:
-        """Collective. Put the elementwise `op` over ranks, in their order, in the place of `flat` (n,), which is contiguous."""
+    def reduce(self, flat: Array, op: Op = "sum", *, factor: float | None = None) -> None:
+        """Collective. Put the elementwise `op` over ranks, in their order, in the place of `flat` (n,), which is contiguous.
+
+        Args:
+            flat: this rank's numbers, and then the result.
+            op: what is done with them.
+            factor: that they are multiplied with before.
+        """
         apply, rank = _REDUCE[op], self._rank
         step = self._slot // flat.itemsize
         for start in range(0, len(flat), step):
             part = flat[start : start + step]
             slots = [slot[: part.nbytes].view(part.dtype) for slot in self._next()]
-            slots[rank][:] = part
+            if factor is None:
+                slots[rank][:] = part
+            else:
+                np.multiply(part, part.dtype.type(factor), out=slots[rank])
             sizes = self._say(0, flat.nbytes)
             if any(size != flat.nbytes for size in sizes):
                 raise AlgorithmError(f"all_reduce needs the same shape and dtype on all ranks: got {sizes} bytes")
@@ -172,10 +181,12 @@ class Neighbours:
                 continue
             cuts = [len(part) * r // self._size for r in range(self._size + 1)]
             own = slice(cuts[rank], cuts[rank + 1])
-            _into(slots[rank][own], [part[own] if r == rank else slot[own] for r, slot in enumerate(slots)], apply)
+            _into(part[own], [slot[own] for slot in slots], apply)
+            slots[rank][own] = part[own]
             self._say(0, flat.nbytes)
             for r, slot in enumerate(slots):
-                part[cuts[r] : cuts[r + 1]] = slot[cuts[r] : cuts[r + 1]]
+                if r != rank:
+                    part[cuts[r] : cuts[r + 1]] = slot[cuts[r] : cuts[r + 1]]
 
     def all_gather(self, value: T) -> list[T]:
         found: list[Array] = []
@@ -350,7 +361,7 @@ os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _into(out: Array, parts: Sequence[Array], apply: Any) -> None:
-    """Put `parts` together in their order; of those, `out` may be none but a copy."""
+    """Put `parts` together in their order."""
     apply(parts[0], parts[1], out=out)
     for part in parts[2:]:
         apply(out, part, out=out)

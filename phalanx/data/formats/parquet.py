@@ -94,6 +94,7 @@ class _Reader:
         self._position = 0  # of the row after those kept
         self._jumps = 0
         self._spool: BinaryIO | None = None
+        self._may_spool = True
         self._rooms = [np.empty(0, dtype=np.float32)] * 2
         self._extra = options.label_size + options.weight_size
         self.width = len(self._kinds)
@@ -110,8 +111,8 @@ class _Reader:
             if start < self._position - kept or self._starts[group] > self._position or not kept:
                 self._jumps += start < self._position
                 self._seek(start)
-                if self._jumps > _JUMPS:
-                    self._make_spool()
+                if self._jumps > _JUMPS and self._may_spool:
+                    self._make_spool(start)
         if self._spool is not None:
             self._spool.seek(start * self.width * 4)
             found = np.frombuffer(self._spool.read((stop - start) * self.width * 4), dtype=np.float32)
@@ -166,7 +167,7 @@ class _Reader:
             raise self._damaged(error) from None
         self._kept = batch
         self._position += batch.num_rows
-        if self._position >= self.rows:
+        if self._position >= self.rows and not self._source.scattered:
             self._jumps = 0  # a pass over the whole file is no jumping about
 
     def _blocks(self, batch: Any) -> list[Array]:
@@ -217,15 +218,21 @@ class _Reader:
             raise UserError(f"{self._source.name}: the lists in column '{name}' differ in length near row {self._position + 1}")
         return _numbers(column.flatten(), "cast").reshape(len(lengths), int(lengths[0]))
 
-    def _make_spool(self) -> None:
+    def _make_spool(self, row: int) -> None:
+        """Decode the file to disk; where the disk is too small, go on as before, from `row` on."""
         if self._source.scratch is not None:
             self._source.scratch.mkdir(parents=True, exist_ok=True)
         spool = cast(BinaryIO, tempfile.TemporaryFile(dir=self._source.scratch))  # noqa: SIM115 - close() does
+        self._may_spool = False
         try:
             self._seek(0)
             for start in range(0, self.rows, self._batch_rows):
                 side, features = self.read(start, min(self.rows, start + self._batch_rows))
                 spool.write(np.hstack([side, features]).tobytes())
+        except OSError:
+            spool.close()
+            self._seek(row)
+            return
         except BaseException:
             spool.close()
             raise

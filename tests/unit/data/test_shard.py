@@ -22,7 +22,9 @@ import sklearn.datasets  # noqa: F401 - sets environment variables, which a test
 from phalanx import storage
 from phalanx.contracts import Collective, Csr, Records
 from phalanx.data import agree
+from phalanx.data import shard as shards
 from phalanx.data.channel import Channel
+from phalanx.data.formats import parquet
 from phalanx.data.formats.recordio import MAGIC, decode_records, write_dense, write_sparse
 from phalanx.data.samples import write_sample
 from phalanx.data.shard import FileShard, open_shard
@@ -385,3 +387,76 @@ def test_sample_data(opened: Opener, tmp_path: Path) -> None:
     assert again == {path.name: path.read_bytes() for path in (tmp_path / "iris").iterdir()}
     with pytest.raises(UserError, match="did you mean 'iris'"):
         write_sample("irsi", tmp_path)
+
+
+def _parquet(folder: Path, rows: int) -> Path:
+    x = np.arange(rows * 3, dtype=np.float32).reshape(rows, 3)
+    table = pyarrow.table({"label": np.arange(rows) % 2, **{f"x{n}": x[:, n] for n in range(3)}})
+    pyarrow.parquet.write_table(table, folder / "a.parquet", row_group_size=rows // 4)
+    return folder / "a.parquet"
+
+
+def _features(shard: FileShard, epochs: int, *, shuffle: bool) -> list[Any]:
+    return [batch.features.copy() for epoch in range(epochs) for batch in shard.batches(500, epoch=epoch, shuffle=shuffle)]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_a_shuffled_order_decodes_a_file_once_to_memory_or_disk(
+    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: bool
+) -> None:
+    path = _parquet(tmp_path, 8000)
+    monkeypatch.setattr(shards, "_PAGE", 4)  # a window of the order is 64 pages: of many, as a large file has
+    expected = _features(opened(path), 3, shuffle=True)
+    seeks: list[int] = []
+    seek = parquet._Reader._seek
+
+    def counted(self: Any, row: int) -> None:
+        seeks.append(row)
+        seek(self, row)
+
+    monkeypatch.setattr(parquet._Reader, "_seek", counted)
+    np.testing.assert_array_equal(_features(opened(path), 3, shuffle=True), expected)
+    assert len(seeks) < 10  # of 48 batches from all over the file
+    seeks.clear()
+    monkeypatch.setattr(shards, "_HELD_BYTES", 0)
+    monkeypatch.setattr(parquet, "_VALUES", 4 * 512)  # several batches a file, as a large one has
+    monkeypatch.setattr(parquet, "_TABLE_BYTES", 1 << 12)
+    if full:
+
+        def no_room(**_: object) -> io.BytesIO:
+            class Full(io.BytesIO):
+                def write(self, data: object) -> int:
+                    raise OSError(28, "No space left on device")
+
+            return Full()
+
+        monkeypatch.setattr(parquet.tempfile, "TemporaryFile", no_room)
+    np.testing.assert_array_equal(_features(opened(path), 3, shuffle=True), expected)
+    assert (len(seeks) < 20) is not full
+
+
+def test_a_glance_at_a_shuffled_order_keeps_nothing(opened: Opener, tmp_path: Path) -> None:
+    shard = opened(_parquet(tmp_path, 8000))
+    next(iter(shard.batches(500, shuffle=True)))
+    assert shard._held is None
+    list(shard.batches(500, shuffle=True))
+    assert shard._held is not None
+
+
+def test_later_passes_in_order_come_from_memory(opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = opened(_parquet(tmp_path, 8000))
+    first, second = _features(shard, 1, shuffle=False), _features(shard, 1, shuffle=False)
+    monkeypatch.setattr(FileShard, "_read_rows", None)
+    np.testing.assert_array_equal(_features(shard, 1, shuffle=False), first)
+    np.testing.assert_array_equal(second, first)
+    shard.load_state_dict(_halfway(shard))
+    np.testing.assert_array_equal(_features(shard, 1, shuffle=False), first[8:])
+    with pytest.raises(TypeError):
+        list(shard.batches(400))
+
+
+def _halfway(shard: FileShard) -> Any:
+    for batch in shard.batches(500):
+        if batch.first_row == 3500:
+            return shard.state_dict()
+    raise AssertionError
