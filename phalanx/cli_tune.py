@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,6 +31,9 @@ from .errors import PhalanxError, UserError
 
 if TYPE_CHECKING:
     from .tuning.tuner import Best, Tuner
+
+_MOST_COLUMNS = 6  # of hyperparameters, in the table of trials
+_WIDTH = 120  # characters
 
 
 def tune(
@@ -160,7 +164,7 @@ def show_sweep(folder: str, *, as_json: bool) -> bool:
     if told["failure"]:
         rows.append(["failure", told["failure"]])
     print_table(["", ""], rows)
-    print_table(*terminal_rows(found))
+    print_table(*terminal_rows(found, most_columns=_MOST_COLUMNS))
     return True
 
 
@@ -186,7 +190,10 @@ def _run(tuner: Tuner, as_json: bool) -> None:
 
 def _tell(best: Best, folder: str) -> None:
     typer.echo(f"best      {best.objective:.6g}  trial {best.number}, {best.job}")
-    typer.echo("          " + "  ".join(f"{name}={value}" for name, value in best.hyperparameters.items()))
+    values = best.hyperparameters.items()
+    told = "  ".join(f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in values)
+    margin = " " * 10
+    typer.echo(textwrap.fill(told, _WIDTH, initial_indent=margin, subsequent_indent=margin, break_long_words=False))
     typer.echo(f"artifact  {best.artifact}")
     typer.echo(f"more      phalanx show {folder}; phalanx report {folder}")
     sys.stdout.flush()

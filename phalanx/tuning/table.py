@@ -88,12 +88,19 @@ def dataframe(rows: Sequence[Mapping[str, Any]]) -> Any:
     return pandas.DataFrame(list(rows))
 
 
-def terminal_rows(sweep: Mapping[str, Json]) -> tuple[list[str], list[list[str]]]:
-    """Return headers and rows of a sweep.json's trials, the best first."""
+def terminal_rows(sweep: Mapping[str, Json], *, most_columns: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Return headers and rows of a sweep.json's trials, the best first.
+
+    Args:
+        sweep: what sweep.json holds.
+        most_columns: of hyperparameters; more of them stand together in one.
+    """
     objectives = objectives_of(sweep)
     trials = trials_of(sweep)
     names = list(sweep["ranges"])
-    headers = ["trial", "status", *(o.metric for o in objectives), "step", "seconds", *names]
+    together = most_columns is not None and len(names) > most_columns
+    headers = ["trial", "status", *(o.metric for o in objectives), "step", "seconds"]
+    headers += ["hyperparameters"] if together else names
 
     def rank(trial: Trial) -> tuple[bool, float, int]:
         value = objectives[0].sign * trial.objective[0] if trial.objective else float("-inf")
@@ -103,7 +110,7 @@ def terminal_rows(sweep: Mapping[str, Json]) -> tuple[list[str], list[list[str]]
     for trial in sorted(trials, key=rank):
         values = [number_text(v) for v in trial.objective or []]
         values += ["-"] * (len(objectives) - len(values))
-        cells = [cell_text(trial.values.get(name)) for name in names]
+        cells = [values_text(trial)] if together else [cell_text(trial.values.get(name)) for name in names]
         rows.append([str(trial.number), trial.status, *values, str(trial.step), f"{trial.seconds:.1f}", *cells])
     return headers, rows
 
