@@ -200,7 +200,7 @@ def padded(rows: Array) -> Array:
     """Return rows (N, D) as float32 with zeros up to a multiple of 8 columns."""
     width = _padded(rows.shape[1])
     if width == rows.shape[1]:
-        return np.ascontiguousarray(rows, dtype=np.float32)
+        return np.require(rows, dtype=np.float32, requirements=["C", "W"])  # windows may be a view that is read-only
     wide = np.zeros((len(rows), width), np.float32)
     wide[:, : rows.shape[1]] = rows
     return wide

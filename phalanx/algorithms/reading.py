@@ -125,6 +125,8 @@ def train_channel(session: Session, algorithm: str) -> Shard:
     for name in used_channels(session):
         if session.channels[name].columns is None:
             raise UserError(f"{algorithm} needs rows of numbers, channel '{name}' holds text or JSON records")
+    if train.columns == 0:
+        raise UserError("channel 'train' has no features: every row is empty")
     return train
 
 
@@ -159,7 +161,7 @@ def refuse_not_finite(rows: Array | Csr) -> None:
 
 
 def numbers(features: Features, what: str) -> Array | Csr:
-    """Return features as rows of float32 numbers, dense or sparse.
+    """Return features as rows of float32 numbers, dense or sparse; those that are read-only are copied: kernels refuse them.
 
     Raises:
         UserError: `what` holds records.
@@ -167,8 +169,11 @@ def numbers(features: Features, what: str) -> Array | Csr:
     if isinstance(features, Records):
         raise UserError(f"{what} holds text or JSON records; rows of numbers are needed")
     if isinstance(features, Csr):
-        return features
-    return np.ascontiguousarray(features, dtype=np.float32)
+        indptr, indices, values = (
+            np.require(part, requirements=["C", "W"]) for part in (features.indptr, features.indices, features.values)
+        )
+        return Csr(indptr, indices, values, features.columns)
+    return np.require(features, dtype=np.float32, requirements=["C", "W"])
 
 
 def width_of(features: Array | Csr) -> int:

@@ -112,6 +112,19 @@ def test_attribution_of_a_stream_adds_up_and_names_the_row() -> None:
     assert answers["attribution"][502].argmax() == 1
 
 
+@pytest.mark.parametrize("columns", [1, 2, 4])
+def test_fewer_rows_than_a_window_are_one_window(tmp_path: Path, columns: int) -> None:
+    wanted = RandomCutForestHyperparameters(num_trees=50, num_samples_per_tree=32, shingle_size=4)
+    rows = np.repeat(wave(200), columns, axis=1)
+    model = RandomCutForest(wanted)
+    model.fit(MemorySession({"train": Rows(rows).shard()}, tmp_path))
+    for count in (1, 2, 4):  # a window of four equal parts; three rows before the second repeat the first
+        scores = model.predict(rows[:count])["score"]
+        first = model.predict(np.tile(rows[0], 4)[None])["score"]
+        assert len(scores) == count
+        assert count == 4 or scores[0] == first
+
+
 def test_what_cannot_be_sampled_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="shingle_size=4 needs as many rows; channel 'train' has 3"):
         trained(WANTED, wave(3), tmp_path)

@@ -11,7 +11,7 @@ import pytest
 import sklearn.datasets  # noqa: F401 - loads what sets variables before the test begins
 
 from phalanx import hyperparameters
-from phalanx.contracts import Array
+from phalanx.contracts import Array, Csr
 from phalanx.errors import UserError
 from phalanx.parallel.threads import run_threads
 from phalanx.registry import load
@@ -115,3 +115,21 @@ def test_large_requests_are_answered_with_numbers(tmp_path: Path, job: str) -> N
     label = (ROWS[:, 0] > 0).astype(np.float32)
     found = answers(job, tmp_path, {"train": Rows(ROWS, label)}, np.full((2, 4), 3e38, np.float32))
     assert all(np.isfinite(values).all() for values in found.values())
+
+
+@pytest.mark.parametrize("job", list(JOBS))
+def test_rows_that_are_read_only_are_learnt_and_answered(tmp_path: Path, job: str) -> None:
+    rows = np.tile(ROWS, 2)  # eight columns: no kernel needs more of them
+    rows.setflags(write=False)
+    label = (ROWS[:, 0] > 0).astype(np.float32)
+    found = answers(job, tmp_path, {"train": Rows(rows, None if job in ("stream", "lloyd", "forest") else label)}, rows)
+    assert all(len(values) == len(rows) for values in found.values())
+
+
+@pytest.mark.parametrize("job", list(JOBS))
+@pytest.mark.parametrize("size", [1, 2])
+def test_rows_without_features_are_refused(tmp_path: Path, job: str, size: int) -> None:
+    nothing = Csr(np.zeros(41, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), 0)
+    label = None if job in ("stream", "lloyd", "forest") else np.tile([0, 1], 20).astype(np.float32)
+    with pytest.raises(UserError, match="channel 'train' has no features"):
+        answers(job, tmp_path, {"train": Rows(nothing, label)}, ROWS, size)
