@@ -14,6 +14,7 @@ time spent so).
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -95,17 +96,23 @@ def phase_of(frame: FrameType | None, *, idle: bool) -> str:
         return "communication"
     if frame is None:
         return "compute"
-    if idle and _within(frame.f_code.co_filename, pulse.MEETING_PLACES):
+    if idle and _meets(frame.f_code.co_filename):
         return "communication"
     at: FrameType | None = frame
     for _ in range(_DEEPEST):
         if at is None:
             break
-        if _within(at.f_code.co_filename, _DATA):
+        if _loads(at.f_code.co_filename):
             return "data" if idle else "loading"
         at = at.f_back
     return "data" if idle else "compute"
 
 
-def _within(file: str, places: tuple[str, ...]) -> bool:
-    return any(place in file for place in places)
+@functools.cache
+def _meets(file: str) -> bool:
+    return any(place in file for place in pulse.MEETING_PLACES)
+
+
+@functools.cache
+def _loads(file: str) -> bool:
+    return any(place in file for place in _DATA)

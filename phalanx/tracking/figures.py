@@ -33,6 +33,19 @@ _MEANINGS = {
     "communication": "waits for other ranks",
     "stall": "saves",
 }
+_AXIS = {"gridcolor": "rgba(128,128,128,.25)", "zerolinecolor": "rgba(128,128,128,.5)", "linecolor": "rgba(128,128,128,.5)"}
+TEMPLATE: Mapping[str, Any] = {  # reads well on light and on dark pages
+    "layout": {
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "color": "#808080"},
+        "colorway": ["#3584e4", "#e66100", "#2ea043", "#d6336c", "#9467bd", "#b58900", "#17a2b8", "#8c8c8c"],
+        "xaxis": _AXIS,
+        "yaxis": _AXIS,
+        "legend": {"bgcolor": "rgba(0,0,0,0)"},
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": "#808080", "activecolor": "#3584e4"},
+    }
+}
 _COLOURS = {"compute": "#2ca02c", "data": "#d62728", "loading": "#ff7f0e", "communication": "#1f77b4", "stall": "#9467bd"}
 
 
@@ -49,7 +62,7 @@ def figures_of(job: TrackedJob) -> list[dict[str, Any]]:
         _transitions(job.status.get("transitions") or []),
         _goodput(job.status.get("goodput") or {}),
     ]
-    return [figure for figure in figures if figure["data"]]
+    return [{**figure, "layout": {"template": TEMPLATE, **figure["layout"]}} for figure in figures if figure["data"]]
 
 
 def _figure(heading: str, data: Sequence[Mapping[str, Any]], height: int, **layout: Any) -> dict[str, Any]:

@@ -15,11 +15,16 @@ from .summary import rows_of
 
 _FILES = 1000  # that are listed, at most
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em; color: #222 }
+:root { color-scheme: light dark; --text: #222; --page: #fff; --line: #ddd; --block: #f6f6f6; --best: #eef7ee }
+@media (prefers-color-scheme: dark) {
+  :root { --text: #ddd; --page: #16181c; --line: #383c43; --block: #22252b; --best: #1d3324 }
+}
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 75em; padding: 0 1em }
+body { color: var(--text); background: var(--page) }
 table { border-collapse: collapse; font-size: 13px } td, th { padding: .2em .8em; text-align: left }
-td, th { border-bottom: 1px solid #ddd }
-h2 { margin-top: 2em } .wide { overflow-x: auto } .best td { font-weight: bold; background: #eef7ee }
-pre { background: #f6f6f6; padding: 1em; overflow: auto; font-size: 12px }
+td, th { border-bottom: 1px solid var(--line) }
+h2 { margin-top: 2em } .wide { overflow-x: auto } .best td { font-weight: bold; background: var(--best) }
+pre { background: var(--block); padding: 1em; overflow: auto; font-size: 12px }
 .figures { display: grid; grid-template-columns: repeat(2, minmax(0, 1fr)); column-gap: 2em } .whole { grid-column: 1 / -1 }
 @media (max-width: 50em) { body { margin: .8em auto } .half { grid-column: 1 / -1 } td, th { padding: .2em .4em } }
 """

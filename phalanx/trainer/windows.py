@@ -11,7 +11,8 @@ from typing import Any, final
 from .. import pulse, usage
 from ..phases import PHASES, Looks
 
-EVERY_SECONDS = 0.01
+EVERY_SECONDS = 0.02
+SAMPLE_SECONDS = 0.01  # that rules count time in
 SLOTS_PER_SECOND = 4
 _MOST = 5000  # windows that wait for the next step
 
@@ -99,7 +100,7 @@ class Windows:
                     "rank": self._rank,
                     "size": self._size,
                     "slot": self._slot,
-                    "samples": max(1, round(total / EVERY_SECONDS)),
+                    "samples": max(1, round(total / SAMPLE_SECONDS)),
                     "step": pulse.now.step,
                     **shares,
                     **self._machine.read(),

@@ -13,6 +13,7 @@ from optuna.trial import TrialState, create_trial
 from .. import storage
 from ..contracts import Json
 from ..errors import UserError
+from ..tracking.figures import TEMPLATE
 from ..tracking.page import CONFIG, document
 from .declared import Objective
 from .ranges import Range, from_json
@@ -48,7 +49,7 @@ def page(folder: str, sweep: Mapping[str, Json]) -> str:
             figure = plot()
         except (ValueError, RuntimeError, ImportError, ZeroDivisionError):  # too few trials to say anything
             continue
-        figure.update_layout(title=None, margin={"t": 20})
+        figure.update_layout(title=None, margin={"t": 20}, template=TEMPLATE)
         drawn = figure.to_html(full_html=False, include_plotlyjs=script, config=CONFIG)
         parts.append(f'<h2>{html.escape(heading)}</h2><div class="wide">{drawn}</div>')
         script = False

@@ -92,6 +92,19 @@ elif defect == "stumbling":
     net.forward = stumble
 elif defect == "decoding":
     epochs = 200
+elif defect == "deep":
+    net = dense(*(part for _ in range(8) for part in (torch.nn.Linear(64, 64), torch.nn.ReLU())))
+elif defect == "detached":
+    net.first.register_forward_hook(lambda layer, given, output: output.detach())  # so that it gets no gradient
+elif defect in ("late", "nan"):
+    whole, calls = net.forward, [0]
+
+    def grow(x):
+        calls[0] += net.training
+        factor = 3.0 ** max(0, calls[0] - 60) if defect == "late" else float("nan") if calls[0] > 60 else 1.0
+        return whole(x) * (factor if net.training else 1.0)
+
+    net.forward = grow
 
 if own_loop:
     learner, loss, step = optimizer(net.parameters(), lr=rate), torch.nn.CrossEntropyLoss(), 0
@@ -118,6 +131,11 @@ DEFECTS = {
     "leaping": ("weight_update_ratio", {"dead_relu", "all_zero", "vanishing_gradient", "unchanged_tensor", "exploding_tensor"}),
     "overfitting": ("overfit", {"overtraining"}),
     "rare": ("class_imbalance", set[str]()),
+    "detached": ("unchanged_tensor", set[str]()),
+    "late": (
+        "exploding_tensor",
+        {"dead_relu", "all_zero", "vanishing_gradient", "weight_update_ratio", "overfit", "unchanged_tensor"},
+    ),
     "stumbling": ("step_outlier", {"io_bottleneck"}),
 }
 ANYWAY = {"poor_weight_initialization", "loss_not_decreasing", "confusion"}  # what a training that does not learn may show
@@ -142,7 +160,11 @@ def test_a_defect_is_found(defect: str, tmp_path: Path) -> None:
     assert found <= {right} | others | (ANYWAY if others else set())
 
 
-@pytest.mark.parametrize("defect", ["dead", "vanishing", "standing", "rare"])
+def test_numbers_that_are_none_are_told_as_what_they_are(tmp_path: Path) -> None:
+    assert _found(tmp_path, "nan", "own") == {"exploding_tensor"}
+
+
+@pytest.mark.parametrize("defect", ["dead", "vanishing", "standing", "rare", "detached"])
 def test_a_defect_is_found_in_a_loop_of_its_own(defect: str, tmp_path: Path) -> None:
     right, others = DEFECTS[defect]
     found = _found(tmp_path, defect, "own")
@@ -157,6 +179,10 @@ def test_data_that_is_decoded_too_slowly(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [{}, {"workers": 2, "strategy": "fsdp"}, {"workers": 2, "strategy": "zero1"}])
 def test_a_clean_run(options: dict[str, object], tmp_path: Path) -> None:
     assert _found(tmp_path, "none", "trainer", **options) == set()
+
+
+def test_a_clean_run_of_a_deep_net(tmp_path: Path) -> None:
+    assert _found(tmp_path, "deep", "trainer") == set()
 
 
 def test_a_clean_loop_of_its_own(tmp_path: Path) -> None:

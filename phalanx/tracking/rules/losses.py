@@ -7,6 +7,7 @@ down is none of their business, as is a validation loss that is merely higher th
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, final
 
@@ -99,7 +100,7 @@ class Overfit:
     def see(self, seen: Step) -> str | None:
         """See `Rule`."""
         self._train.add(losses(seen, "train"))
-        for name, value in losses(seen, "validation").items():
+        for name, value in _judged(losses(seen, "validation")).items():
             train = self._train.take(name)
             if train is None or seen.step < self.start_step:
                 continue
@@ -118,6 +119,11 @@ class Overfit:
                 now = f"validation:{name} went from {sign * best:.6g} to {sign * value:.6g}"
                 return f"{now} while train:{name} improved to {sign * train:.6g}"
         return None
+
+
+def _judged(found: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the losses proper among metrics; shares of rows, which move in jumps, only where there is nothing else."""
+    return {name: value for name, value in found.items() if is_smooth(name)} or found
 
 
 @final
@@ -145,7 +151,7 @@ class Overtraining:
     def see(self, seen: Step) -> str | None:
         """See `Rule`."""
         self._train.add(losses(seen, "train"))
-        for name, value in losses(seen, "validation").items():
+        for name, value in _judged(losses(seen, "validation")).items():
             learns = self._learns(name)
             noise = self._noise.setdefault(name, Noise()).add(value)
             best = self._best.get(name, value)

@@ -24,7 +24,7 @@ class CPUBottleneck:
         threshold: percent of the samples in which it is so.
         gpu_threshold: percent: a device with less use waits.
         cpu_threshold: percent of a rank's time (without a GPU) or of all cores (with one) in which the processor is busy.
-        patience: samples of each rank before anything is said; there is one every 10 ms.
+        patience: samples of each rank, of 10 ms each, before anything is said.
     """
 
     watches: ClassVar[str] = (
@@ -57,7 +57,7 @@ class IOBottleneck:
         threshold: percent of the samples in which it is so.
         gpu_threshold: percent: a device with less use waits.
         io_threshold: percent of a rank's time in which it waits for data.
-        patience: samples of each rank before anything is said; there is one every 10 ms.
+        patience: samples of each rank, of 10 ms each, before anything is said.
     """
 
     watches: ClassVar[str] = (

@@ -183,6 +183,15 @@ def test_a_metric_that_should_rise_is_watched_as_it_is_declared() -> None:
     assert "validation:auc went from 0.9 to 0." in found[1]
 
 
+def test_where_validation_reports_a_loss_shares_of_rows_are_not_judged() -> None:
+    jumps = [
+        {"train:loss": 0.5, "validation:loss": 1 / i, "validation:accuracy": 0.8 if i == 3 else 0.76} for i in range(1, 40)
+    ]
+    assert _fires("overtraining", _steps(jumps, accuracy="maximize")) is None
+    alone = [{"train:loss": 0.5, "validation:accuracy": 0.8 if i == 3 else 0.76} for i in range(1, 40)]
+    assert _fires("overtraining", _steps(alone, accuracy="maximize")) is not None
+
+
 def test_metrics_are_known_however_they_are_written() -> None:
     run = [{"train_loss": 1 / i} if odd else {"val_loss": abs(i - 5) + 1.5} for i in range(1, 20) for odd in (True, False)]
     assert _fires("overfit", _steps(run)) is not None
