@@ -46,7 +46,7 @@ class KMeansHyperparameters:
         help="stream: web-scale mini-batches, few passes; lloyd: passes over all rows until nothing improves",
     )
     feature_dim: int | None = hyper(None, low=1, help="number of features; taken from the data when not given")
-    epochs: int = hyper(1, low=1, tunable=(1, 10), help="passes over the training data")
+    epochs: int = hyper(1, low=1, tunable=(1, 10), help="passes over the training data of solver=stream")
     extra_center_factor: int | Literal["auto"] = hyper(
         "auto",
         low=1,
@@ -82,7 +82,7 @@ class KMeansHyperparameters:
         5000,
         low=1,
         tunable=(3000, 15000),
-        help="rows of a step, over all workers",
+        help="rows of a step of solver=stream, over all workers",
     )
     polish_steps: int | Literal["auto"] = hyper(
         "auto",
@@ -102,13 +102,12 @@ class KMeansHyperparameters:
         """Raise `UserError` where values do not fit together."""
         if not self.eval_metrics:
             raise UserError("eval_metrics is empty: it must name msd, ssd or both")
-        if self.solver == "lloyd":
-            for field in (one for one in fields(self) if one.name in _OF_STREAM):
-                value = getattr(self, field.name)
-                if value != field.default:
-                    raise UserError(
-                        f"{field.name}={value} belongs to solver=stream and has no effect on solver=lloyd: leave it out"
-                    )
+
+    @property
+    def without_effect(self) -> list[str]:
+        """Names of what was set and plays no part in the solver."""
+        set_ = (field.name for field in fields(self) if getattr(self, field.name) != field.default)
+        return [name for name in set_ if name in _OF_STREAM] if self.solver == "lloyd" else []
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +186,8 @@ class KMeans:
 
         wanted = self.hyperparameters
         session.restore({"algorithm": self})
+        if session.world.rank == 0 and wanted.without_effect:
+            print(f"solver=lloyd makes no use of {', '.join(wanted.without_effect)}: they belong to solver=stream", flush=True)
         progress = self._progress = self._progress or Progress()
         trials = wanted.local_lloyd_num_trials
         plan = Plan(

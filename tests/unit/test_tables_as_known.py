@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import sklearn.datasets  # noqa: F401 - loads what sets variables before the test begins
 
-from phalanx.errors import UserError
 from phalanx.hyperparameters import describe, parse
 from phalanx.registry import load
 from phalanx.testing.sessions import MemorySession, Rows
@@ -181,19 +180,14 @@ def test_metrics_have_their_known_names(tmp_path: Path, algorithm: str, given: d
     assert set(names) <= {*model.hyperparameters.objectives(), "msd", "ssd"}  # sweeps may go by them
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"epochs": 2},
-        {"extra_center_factor": 4},
-        {"half_life_time_size": 9},
-        {"init_method": "kmeans++"},
-        {"polish_steps": 1},
-        {"mini_batch_size": 3000},
-    ],
-)
-def test_what_only_the_stream_of_kmeans_knows_is_refused_by_its_other_solver(given: dict[str, Any]) -> None:
-    wanted = load("kmeans").Hyperparameters
-    with pytest.raises(UserError, match=f"{next(iter(given))}=.* belongs to solver=stream"):
-        parse(wanted, {"k": 2, "solver": "lloyd", **given}, owner="kmeans")
-    parse(wanted, {"k": 2, "solver": "stream", **given}, owner="kmeans")
+_SAID = "solver=lloyd makes no use of epochs, init_method, mini_batch_size: they belong to solver=stream"
+
+
+def test_what_plays_no_part_in_a_solver_of_kmeans_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = load("kmeans")
+    given = {"k": 2, "epochs": 3, "mini_batch_size": 100, "init_method": "kmeans++"}
+    for solver, said in (("lloyd", f"{_SAID}\n"), ("stream", "")):
+        model = made(parse(made.Hyperparameters, {**given, "solver": solver}, owner="kmeans"))
+        model.fit(MemorySession({"train": Rows(_X).shard()}, tmp_path))
+        assert capsys.readouterr().out == said
+    assert not parse(made.Hyperparameters, {"k": 2, "solver": "lloyd"}, owner="kmeans").without_effect
