@@ -119,6 +119,15 @@ class Machines:
             assert time.monotonic() < deadline, [(n["NodeName"], n["Alive"]) for n in ray.nodes()]
             time.sleep(0.2)
 
+    def end_clients(self) -> None:
+        """End what the head runs for each client, which outlives the client by some seconds."""
+        if self.head is not None:
+            for process in psutil.Process(self.head.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if "--mode=specific-server" in process.cmdline():
+                        process.kill()
+                        process.wait(30)
+
     def close(self) -> None:
         """End everything."""
         for machine in self.nodes:

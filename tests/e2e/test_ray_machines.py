@@ -6,6 +6,8 @@ Machines are network namespaces that do not see the driver's folders (`tests/ray
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -268,3 +270,15 @@ def test_data_that_the_nodes_do_not_see_is_refused(place: Place, tmp_path: Path)
     rows.write_text("1,2\n3,4\n")
     with pytest.raises(UserError, match=r"does not see .*rows\.csv"):
         kmeans(place, "hidden", inputs={"train": str(rows)}, launcher="ray", cluster=Cluster(nodes=2)).run(progress=False)
+
+
+def test_a_driver_that_is_no_node_trains_through_ray_client(place: Place, undisturbed: bytes) -> None:
+    settings = ["k=3", f"epochs={_STEPS}", "solver=stream", "mini_batch_size=1000"]
+    command = [sys.executable, "-m", "phalanx.cli", "train", "kmeans", "--train", f"{place.bucket}/train/"]
+    command += ["--output", f"{place.bucket}/runs", "--name", "client", "--workers", "2", "--threads-per-worker", "1"]
+    command += ["--launcher", "ray", "--ray-address", place.machines.client, "--placement", "STRICT_SPREAD"]
+    command += [word for setting in settings for word in ("--set", setting)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    place.machines.end_clients()
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert storage.read_bytes(f"{place.bucket}/runs/client/model.tar.gz") == undisturbed
