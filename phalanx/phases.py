@@ -97,7 +97,7 @@ def phase_of(frame: FrameType | None, *, idle: bool) -> str:
     if frame is None:
         return "compute"
     if idle and _meets(frame.f_code.co_filename):
-        return "communication"
+        return "compute" if pulse.now.alone else "communication"  # alone it waits for threads of its own
     at: FrameType | None = frame
     for _ in range(_DEEPEST):
         if at is None:

@@ -24,6 +24,7 @@ class Pulse:
         calls: collective calls that were waited for.
         waiting: the collective that is being waited for, and since when (monotonic seconds).
         last: the last collective that was waited for.
+        alone: there are no other ranks.
     """
 
     phase: str = "Training"
@@ -32,6 +33,7 @@ class Pulse:
     calls: int = 0
     waiting: tuple[str, float] | None = None
     last: str | None = None
+    alone: bool = False
 
     def stepped(self, step: int) -> None:
         """A step was done."""

@@ -132,6 +132,7 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
     output_data.mkdir(parents=True, exist_ok=True)
     context.send({"kind": "phase", "phase": "Training"})
     saver = open_saver(request.checkpoints, world, context)
+    pulse.now.alone = world.size == 1
     observer = observing.start(environment.observe(), rank=world.rank, size=world.size, send=context.send)
     measuring = Measuring(observer)
     session = WorkerSession(

@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, final
 
-from .. import environment, observing
+from .. import environment, observing, pulse
 from ..contracts import Collective, Json, Shard, Stateful
 from ..data.channel import Channel
 from ..data.shard import open_shard
@@ -155,6 +155,7 @@ def session() -> ScriptSession:
         if (every_s := environment.heartbeat_seconds()) is not None:
             atexit.register(Heartbeat(environment.send_event, every_s).close)
         world, device = _world()
+        pulse.now.alone = world.size == 1
         _current.append(ScriptSession(world, device, stop))
     return _current[0]
 

@@ -114,6 +114,14 @@ def test_stretches_end_where_phase_or_step_changes() -> None:
     assert all(end > begin for _, begin, end, _ in looks.stretches)
 
 
+def test_who_is_alone_waits_for_no_other_rank() -> None:
+    library = _frame("/x/train.py", "/x/xgboost/core.py")
+    assert phase_of(library, idle=True) == "communication"
+    pulse.now.alone = True
+    assert phase_of(library, idle=True) == "compute"
+    assert phase_of(_frame("/x/train.py"), idle=True) == "data"
+
+
 def test_a_thread_that_waits_is_idle() -> None:
     meter = Processor(threading.main_thread().native_id)
     meter.idle(1.0)
