@@ -27,6 +27,7 @@ _PAGE = 256  # rows that a shuffled order keeps together in the file, at most
 _PAGE_BYTES = 1 << 20
 _OPEN_FILES = 16  # at once
 _HELD_BYTES = 512 << 20  # of decoded rows that all ranks together keep in memory for the passes that follow
+_FEW = 8  # so many times the rows would fit as well: there may be no second pass
 _GLANCE = 8  # a shuffled order that ends within this part of its rows was a glance
 
 
@@ -266,11 +267,11 @@ class FileShard:
         return plain and self.rows * self._row_bytes() * copies <= _HELD_BYTES
 
     def _again(self, rows: int, done: int, due: Iterator[Part]) -> Iterator[tuple[Part, Table]]:
-        """Read in order; the parts of a second pass stay in memory for the third, where they are small."""
+        """Read in order; parts of a second pass stay in memory for the third, those of the first already where they are few."""
         if self._kept is not None and self._kept[0] == rows:
             yield from (pair for pair in self._kept[1] if pair[0].batch_stop > done)
             return
-        keeps = done == 0 and self._held is None and self._passes.get(rows, 0) > 0 and self._may_keep(1)
+        keeps = done == 0 and self._held is None and self._may_keep(1 if self._passes.get(rows, 0) else _FEW)
         kept: list[tuple[Part, Table]] = []
         for pair in self._in_order(due):
             if keeps:

@@ -443,9 +443,16 @@ def test_a_glance_at_a_shuffled_order_keeps_nothing(opened: Opener, tmp_path: Pa
     assert shard._held is not None
 
 
-def test_later_passes_in_order_come_from_memory(opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("few", [False, True])
+def test_later_passes_in_order_come_from_memory(
+    opened: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, few: bool
+) -> None:
     shard = opened(_parquet(tmp_path, 8000))
-    first, second = _features(shard, 1, shuffle=False), _features(shard, 1, shuffle=False)
+    if not few:
+        monkeypatch.setattr(shards, "_HELD_BYTES", 2 * 8000 * shard._row_bytes())
+    first = _features(shard, 1, shuffle=False)
+    assert (shard._kept is not None) is few
+    second = _features(shard, 1, shuffle=False)
     monkeypatch.setattr(FileShard, "_read_rows", None)
     np.testing.assert_array_equal(_features(shard, 1, shuffle=False), first)
     np.testing.assert_array_equal(second, first)
