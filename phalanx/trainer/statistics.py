@@ -4,11 +4,12 @@ They are taken around the optimizer's step, through its hooks, so that they are 
 optimizer holds is what is looked at. Ranks that hold the same replica leave it to rank 0. Sharded ones each look at their own
 part; the flat parts of ZeRO have no names of layers (and ZeRO 3 keeps them to itself: only activations are seen), and a
 pipeline's ranks see their own layers, without classes. Nothing is exchanged between ranks for it. Tensors are looked at in
-16,384 entries, evenly spaced, and as a whole for what is not finite.
+4,096 entries, evenly spaced, and as a whole for what is not finite.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from ..contracts import MicroBatch, StepOutput
 from .activity import Activity
 from .counting import confusion
 
-_ENTRIES = 16_384  # of a tensor
+_ENTRIES = 4096  # of a tensor
 _SORTED = 1024
 _APART = 10  # steps between what is compared, to see whether a weight changes
 _EARLY = 10  # steps in which weights are those of the start
@@ -186,9 +187,10 @@ class Look:
                 weight = _local(parameter)
                 if parameter.grad is None and not (self._statistics.sees_idle and parameter.requires_grad and weight.numel()):
                     continue
-                entries = _entries(weight).clone()
+                entries = _entries(weight)
                 if parameter.grad is not None:
-                    self._gradients[named.name] = {"axes": named.axes, **_of_gradient(_local(parameter.grad))}
+                    found = _of_gradient(_local(parameter.grad), early=self.step <= _EARLY)
+                    self._gradients[named.name] = {"axes": named.axes, **found}
                     self._entries[named.name] = entries
                 found = _of_weight(weight, entries)
                 fan_in = weight.numel() / max(1, weight.shape[0]) if weight.ndim >= 2 and not named.embeds else 0.0
@@ -245,28 +247,35 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _entries(tensor: torch.Tensor) -> torch.Tensor:
-    """Return evenly spaced entries, (n,) float32."""
+    """Return a copy of evenly spaced entries, (n,) float32."""
     flat = tensor.reshape(-1)
-    return flat[:: max(1, flat.numel() // _ENTRIES)].float()
+    return flat[:: max(1, flat.numel() // _ENTRIES)].to(torch.float32, copy=True)
 
 
-def _of_gradient(gradient: torch.Tensor) -> dict[str, Any]:
+def _of_gradient(gradient: torch.Tensor, *, early: bool) -> dict[str, Any]:
     nan, inf = _not_finite(gradient)
     entries = _entries(gradient)
     if not entries.numel():
-        return {"mean_abs": 0.0, "zero": 0.0, "spread": 0.0, "nan": nan, "inf": inf}
+        return {"mean_abs": 0.0, "zero": 0.0, "spread": 0.0 if early else None, "nan": nan, "inf": inf}
     used = int(torch.count_nonzero(entries))
     if nan or inf:
         entries = torch.nan_to_num(entries, nan=0.0, posinf=0.0, neginf=0.0)
-    sizes, ordered = entries.abs(), entries[:: max(1, len(entries) // _SORTED)].sort().values
-    low, high = int(0.05 * (len(ordered) - 1)), int(0.95 * (len(ordered) - 1))
+    zero = _zero_share(gradient, used, len(entries))
+    seen = entries if used or zero == 1 else gradient[gradient != 0].float()  # of a table few rows may have a gradient
     return {
-        "mean_abs": float(sizes.sum()) / max(1, used),
-        "zero": _zero_share(gradient, used, len(sizes)),
-        "spread": float(ordered[high] - ordered[low]),
+        "mean_abs": float(seen.abs().sum()) / max(1, used or seen.numel()),
+        "zero": zero,
+        "spread": _spread(entries) if early else None,
         "nan": nan,
         "inf": inf,
     }
+
+
+def _spread(entries: torch.Tensor) -> float:
+    """Return the distance of the 5th and the 95th percentile."""
+    ordered = entries[:: max(1, len(entries) // _SORTED)].sort().values
+    low, high = int(0.05 * (len(ordered) - 1)), int(0.95 * (len(ordered) - 1))
+    return float(ordered[high] - ordered[low])
 
 
 def _of_weight(weight: torch.Tensor, entries: torch.Tensor) -> dict[str, Any]:
@@ -291,7 +300,7 @@ def _zero_share(tensor: torch.Tensor, used: int, looked_at: int) -> float:
 
 def _not_finite(tensor: torch.Tensor) -> tuple[int, int]:
     """Return how many entries are nan and infinite; their sum tells whether there may be any."""
-    if bool(torch.isfinite(tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32))):
+    if math.isfinite(float(tensor.sum(dtype=torch.float64 if tensor.dtype == torch.float64 else torch.float32))):
         return 0, 0
     return int(torch.isnan(tensor).sum()), int(torch.isinf(tensor).sum())
 

@@ -45,7 +45,8 @@ class Tensors:
 
     Numbers that are not finite come as 1e300 or -1e300; a weight without a gradient has no change.
 
-    gradients: axes, mean_abs (of entries that are not 0), zero (share of entries), spread (5th to 95th percentile), nan, inf.
+    gradients: axes, mean_abs (of entries that are not 0), zero (share of entries), spread (5th to 95th percentile; None
+    after the first steps), nan, inf.
     weights: axes, zero, nan, inf, std, scale (variance times fan-in; 0 for embeddings), alike (whether all rows are the same),
     norm, change (norm of the step's change, None where it was not had), same (as at the look before; None at the first).
     activations: by layer: kind (relu, tanh, sigmoid), units (their number), active (quantiles over units of the share of rows

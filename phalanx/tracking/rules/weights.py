@@ -62,7 +62,7 @@ class PoorWeightInitialization:
             if scales[most] > self.threshold * scales[least]:
                 return f"the weights of {most} were {scales[most] / scales[least]:.3g} times as spread as those of {least}"
         for name, found in seen.gradients.items():
-            if found["axes"] >= 2 and found["spread"] < self.distribution_range:
+            if found["axes"] >= 2 and found["spread"] is not None and found["spread"] < self.distribution_range:
                 return f"the first gradients of {name} lay within {found['spread']:.3g}"
         return None
 

@@ -100,6 +100,31 @@ def test_a_weight_that_is_frozen_by_its_learning_rate_is_the_same(tmp_path: Path
     assert [seen["weights"]["2.weight"]["same"] for seen in _seen(events, "tensors")].count(False) == 3
 
 
+def test_what_gets_no_gradient_is_seen_not_to_change(tmp_path: Path, events: Events) -> None:
+    net = _net()
+    net[0].register_forward_hook(lambda layer, given, output: output.detach())
+    _fit(tmp_path, net, steps=21)
+    seen = _seen(events, "tensors")[-1]
+    assert "0.weight" not in seen["gradients"]
+    assert (seen["weights"]["0.weight"]["same"], seen["weights"]["0.weight"]["change"]) == (True, None)
+    assert seen["weights"]["4.weight"]["same"] is False
+
+
+def test_few_rows_of_a_table_have_a_gradient(tmp_path: Path, events: Events) -> None:
+    class Table(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = torch.nn.Embedding(1001, 2048)
+
+        def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+            return self.table(torch.full((len(inputs),), 700))[:, :2]
+
+    _fit(tmp_path, Table(), steps=1)
+    found = _seen(events, "tensors")[0]["gradients"]["table.weight"]
+    assert 0 < found["mean_abs"] < 1
+    assert 0.99 < found["zero"] < 1
+
+
 def test_classes_are_counted(tmp_path: Path, events: Events) -> None:
     _fit(tmp_path, _net(), steps=60, rate=1.0)
     first, last = _seen(events, "labels")[0], _seen(events, "labels")[-1]
