@@ -32,7 +32,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from common import machine, table, versions
 from phalanx import hyperparameters
-from phalanx.algorithms.factorization_machines import FactorizationMachines
+from phalanx.algorithms.factorization_machines.algorithm import FactorizationMachines
 from phalanx.contracts import Array, Csr
 from phalanx.data.memory import array_shard
 from phalanx.testing.sessions import MemorySession

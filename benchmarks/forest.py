@@ -28,8 +28,8 @@ from sklearn.ensemble import IsolationForest
 from sklearn.metrics import roc_auc_score
 
 from common import machine, table, versions
-from phalanx.algorithms.random_cut_forest import RandomCutForest, RandomCutForestHyperparameters
-from phalanx.algorithms.random_cut_forest_sample import windows_of
+from phalanx.algorithms.random_cut_forest.algorithm import RandomCutForest, RandomCutForestHyperparameters
+from phalanx.algorithms.random_cut_forest.sample import windows_of
 from phalanx.contracts import Array
 from phalanx.data.memory import array_shard
 from phalanx.testing.sessions import MemorySession

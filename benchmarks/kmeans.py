@@ -47,7 +47,7 @@ HEADERS = [
     "Phalanx MiB",
 ]
 MODULES = {
-    "phalanx": ["phalanx.algorithms.kmeans_batch", "phalanx.testing.sessions"],
+    "phalanx": ["phalanx.algorithms.kmeans.batch", "phalanx.testing.sessions"],
     "scikit-learn": ["sklearn.cluster"],
     "MiniBatchKMeans": ["sklearn.cluster"],
     "faiss": ["faiss"],
@@ -118,7 +118,7 @@ def faiss(rows: Array, k: int, seed: int) -> tuple[float, Array]:
 def phalanx(rows: Array, k: int, seed: int, threads: int, settings: dict[str, Any]) -> tuple[float, Array, list[float]]:
     """Run Phalanx; also return the loss before every pass over all rows."""
     from phalanx import hyperparameters
-    from phalanx.algorithms.kmeans import KMeans
+    from phalanx.algorithms.kmeans.algorithm import KMeans
     from phalanx.data.memory import array_shard
     from phalanx.testing.sessions import MemorySession
 

@@ -21,7 +21,13 @@ from phalanx.launch.local import LocalLauncher
 from phalanx.launch.warm import close_servers
 
 TORCH = ("numpy", "torch", "torch.distributed")
-ALL = (*TORCH, "phalanx.worker", "phalanx.data.kernels", "phalanx.parallel.torch_collective", "phalanx.algorithms.kmeans")
+ALL = (
+    *TORCH,
+    "phalanx.worker",
+    "phalanx.data.kernels",
+    "phalanx.parallel.torch_collective",
+    "phalanx.algorithms.kmeans.algorithm",
+)
 
 
 def nothing(context: WorkerContext) -> None:

@@ -38,7 +38,7 @@ from sklearn.metrics import log_loss
 
 from common import machine, seconds, table, versions
 from phalanx import hyperparameters
-from phalanx.algorithms.linear_learner import LinearLearner
+from phalanx.algorithms.linear_learner.algorithm import LinearLearner
 from phalanx.contracts import Array, Csr
 from phalanx.data.memory import array_shard
 from phalanx.testing.sessions import MemorySession

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 from sklearn.datasets import load_breast_cancer, load_digits
 
-import phalanx.algorithms.factorization_machines as machines
-import phalanx.algorithms.kmeans as clusters
-import phalanx.algorithms.linear_learner as lines
+import phalanx.algorithms.factorization_machines.algorithm as machines
+import phalanx.algorithms.kmeans.algorithm as clusters
+import phalanx.algorithms.linear_learner.algorithm as lines
 from phalanx import hyperparameters
 from phalanx.contracts import Array, Session
 from phalanx.data.memory import array_shard

@@ -47,7 +47,7 @@ DIMENSION, WINDOW, NEGATIVES, THRESHOLD, MIN_COUNT, RATE = 100, 5, 5, 1e-4, 5, 0
 def ours(folder: Path, mode: str, options: argparse.Namespace) -> tuple[float, Any]:
     """Train Phalanx; return seconds and the model."""
     from phalanx import hyperparameters
-    from phalanx.algorithms.blazingtext import BlazingText
+    from phalanx.algorithms.blazingtext.algorithm import BlazingText
     from phalanx.algorithms.kernels import blazingtext, labels
     from phalanx.data.channel import Channel
     from phalanx.data.shard import open_shard

@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 
 from common import machine, table, versions
 from phalanx import hyperparameters
-from phalanx.algorithms.xgboost import XGBoost
+from phalanx.algorithms.xgboost.algorithm import XGBoost
 from phalanx.contracts import Array, Collective
 from phalanx.data.memory import array_shard
 from phalanx.parallel.collective import Solo

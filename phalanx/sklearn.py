@@ -27,11 +27,11 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from . import hyperparameters, registry
-from .algorithms.factorization_machines_hyperparameters import FactorizationMachinesHyperparameters
-from .algorithms.kmeans import KMeansHyperparameters
-from .algorithms.linear_learner_hyperparameters import LinearLearnerHyperparameters
-from .algorithms.random_cut_forest import RandomCutForestHyperparameters
-from .algorithms.xgboost_hyperparameters import XGBoostHyperparameters
+from .algorithms.factorization_machines.hyperparameters import FactorizationMachinesHyperparameters
+from .algorithms.kmeans.algorithm import KMeansHyperparameters
+from .algorithms.linear_learner.hyperparameters import LinearLearnerHyperparameters
+from .algorithms.random_cut_forest.algorithm import RandomCutForestHyperparameters
+from .algorithms.xgboost.hyperparameters import XGBoostHyperparameters
 from .contracts import Algorithm, Array, Csr
 from .data.memory import array_shard
 from .errors import UserError

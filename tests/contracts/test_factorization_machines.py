@@ -87,7 +87,7 @@ class TestWideSparse(AlgorithmChecks):
 
     @pytest.fixture(autouse=True)
     def _narrow(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("phalanx.algorithms.factorization_machines_tables._DENSE_COLUMNS", 4)
+        monkeypatch.setattr("phalanx.algorithms.factorization_machines.tables._DENSE_COLUMNS", 4)
 
     def channels(self) -> dict[str, Rows]:
         x, y = products(500)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from sklearn.datasets import make_blobs
 
-from phalanx.algorithms.random_cut_forest_sample import windows_of
+from phalanx.algorithms.random_cut_forest.sample import windows_of
 from phalanx.contracts import Array
 from phalanx.testing.algorithm_checks import AlgorithmChecks
 from phalanx.testing.sessions import Rows

@@ -21,8 +21,8 @@ import pytest
 
 import phalanx
 from phalanx import registry, shared
-from phalanx.algorithms import xgboost_shared
-from phalanx.algorithms.xgboost_hyperparameters import XGBoostHyperparameters
+from phalanx.algorithms.xgboost import shared as xgboost_shared
+from phalanx.algorithms.xgboost.hyperparameters import XGBoostHyperparameters
 from phalanx.contracts import Json
 from phalanx.data.channel import Channel
 

@@ -53,7 +53,7 @@ def _frame(*files: str) -> FrameType | None:
         (["/x/torch/utils/data/dataloader.py", "/x/queue.py"], True, "data"),
         (["/x/torch/autograd/graph.py"], True, "communication"),
         (["/x/torch/autograd/graph.py"], False, "compute"),
-        (["/x/phalanx/algorithms/xgboost.py", "/x/xgboost/core.py"], True, "communication"),
+        (["/x/phalanx/algorithms/xgboost/algorithm.py", "/x/xgboost/core.py"], True, "communication"),
     ],
 )
 def test_the_phase_is_where_the_thread_is(files: list[str], idle: bool, phase: str) -> None:

@@ -1,0 +1,1 @@
+"""BlazingText: word vectors and text classification."""

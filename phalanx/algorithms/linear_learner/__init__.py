@@ -1,0 +1,1 @@
+"""Linear learner: many linear models at once."""

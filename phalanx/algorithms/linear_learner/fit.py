@@ -1,0 +1,375 @@
+"""One training of the linear learner: survey, passes or mini-batches, choice of the best candidate, evaluation.
+
+Legend of shapes: N rows, D columns, P candidates, K outputs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, final
+
+import numpy as np
+
+from ...contracts import Array, Entry, Session, State
+from ...errors import UserError
+from ..reading import copies, train_channel, used_channels
+from . import metrics as measures
+from .algorithm import default_threshold, probabilities
+from .candidates import class_weights, grid_of
+from .curvature import MOST_COLUMNS, Curvature, measure
+from .data import Piece, Reader
+from .descent import Descent, Schedule
+from .hyperparameters import LinearLearnerHyperparameters
+from .losses import loss_of, slope_change
+from .objective import Crew, Objective, scores
+from .screening import KEPT, LOOSER, MEMORY, Sample, screening
+from .solver import Penalty, Solver
+
+if TYPE_CHECKING:
+    from .algorithm import LinearLearner
+
+_SPARE = 64  # channels beside train may have more rows, and every rank may see them all
+_CURVATURE_ROWS, _CURVATURE_ROWS_A_COLUMN = 8192, 8  # that the curvature is measured on, at least
+_CALIBRATED_NUMBERS = 1 << 28  # scores that are held for the choice
+
+
+@final
+class Training:
+    """One call of `fit`.
+
+    Args:
+        session: of the job.
+        wanted: hyperparameters.
+        restored: what `state_dict` gave, to go on from.
+        crew: of threads.
+    """
+
+    def __init__(self, session: Session, wanted: LinearLearnerHyperparameters, restored: State | None, crew: Crew) -> None:
+        self._session = session
+        self._crew = crew
+        self._wanted = wanted
+        _check_channels(session, wanted)
+        self._train = session.channels["train"]
+        self._reader = Reader(session, wanted)
+        self._survey = survey = self._reader.survey(keep=wanted.solves)
+        self._validated = "validation" in session.channels and session.channels["validation"].rows > 0
+        rows = self._train.rows
+        self._candidates = candidates = grid_of(wanted, survey, validated=self._validated, rows=rows)
+        self._objective = self._objective_of(None)
+        bias_wd = 0.0 if wanted.bias_wd_mult == "auto" else wanted.bias_wd_mult
+        self._penalty = Penalty(candidates.wd, candidates.l1, bias_wd, wanted.use_bias)
+        self._step = 0
+        self._per_epoch = -(-rows // wanted.mini_batch_size)
+        self._members = np.arange(len(candidates.wd))  # who is still in the race
+        self._screening = screening(len(candidates.wd), rows, self._columns * wanted.outputs) if wanted.solves else None
+        self._measured_by = self._curvature() if wanted.solves else None
+        if restored is not None and wanted.solves:
+            self._members = np.array(restored["members"].value)
+            self._screening = self._screening if int(restored["screening"].value) else None
+        self._screened = Sample([], None)  # this rank's rows of it
+        self._screened_by = self._objective
+        if self._screening is not None:
+            self._screened = self._screening.of(session.world, self._pieces("train"), self._columns)
+            if self._screened.columns is not None:
+                self._screened_by = self._objective_of(self._screened.columns)
+        self._state: Solver | Descent = self._solver(None) if wanted.solves else self._descent()
+        if restored is not None:
+            self._step = int(restored["step"].value)
+            self._state.load_state_dict({name[6:]: e for name, e in restored.items() if name.startswith("state/")})
+
+    def state_dict(self) -> State:
+        """Return the step and what the next one depends on."""
+        inner = {f"state/{name}": entry for name, entry in self._state.state_dict().items()}
+        race = {"members": Entry(self._members), "screening": Entry(int(self._screening is not None))}
+        return {"step": Entry(self._step), **race, **inner}
+
+    def run(self, model: LinearLearner) -> None:
+        """Collective. Train to the end; write the result into `model`."""
+        if isinstance(self._state, Solver):
+            self._solve(model, self._state)
+        else:
+            self._descend(model, self._state)
+        if model.weights is None:
+            self._finish(model)
+
+    def _solve(self, model: LinearLearner, solver: Solver) -> None:
+        wanted = self._wanted
+        while True:
+            if self._screening is not None and not self._goes_on(solver):
+                solver = self._state = self._narrowed(solver)
+            if not self._goes_on(solver):
+                return
+            active, tolerance = solver.active, wanted.solver_tolerance
+            if self._screening is not None:
+                tolerance *= LOOSER
+            objective = self._screened_by if self._screening else self._objective
+            pieces = self._pieces("sample" if self._screening else "train")
+            losses, gradients, weight = objective.sums(solver.trial[:, active], self._members[active], pieces)
+            solver.advance(losses / max(weight, 1e-300), gradients / max(weight, 1e-300), tolerance)
+            self._step += 1
+            metrics = {"train:objective_loss": float(solver.loss.min())}
+            if self._screening is None and not self._goes_on(solver):
+                metrics |= self._finish(model)
+            self._session.report(
+                self._step, metrics, rows=self._train.rows // (self._screening.every if self._screening else 1)
+            )
+
+    def _goes_on(self, solver: Solver) -> bool:
+        most = self._wanted.max_passes
+        if self._screening is not None:
+            most = min(self._screening.passes, most // 2)
+        return len(solver.active) > 0 and self._step < most
+
+    def _solver(self, start: Array | None) -> Solver:
+        assert self._measured_by is not None
+        outputs = self._wanted.outputs
+        if self._screening is None:
+            return Solver(self._columns, self._penalty.of(self._members), outputs, self._measured_by, start)
+        of = self._screened.columns
+        penalty = self._penalty.of(self._members, self._screening.sharper)
+        columns = self._columns if of is None else len(of)
+        return Solver(columns, penalty, outputs, self._measured_by.among(of), start, memory=MEMORY)
+
+    def _narrowed(self, solver: Solver) -> Solver:
+        """Collective. End the screening: the best candidates go on, with all rows, from where they are."""
+        name = "validation" if self._validated else "sample"
+        weights, everyone = solver.weights, np.arange(solver.weights.shape[1])
+        if self._validated:
+            weights = self._screened.widened(weights, self._columns)
+        if self._by_loss:
+            value = -self._losses(name, weights, everyone)
+        else:
+            value = np.array([found for _, found in self._judged(name, weights)] or np.zeros(len(everyone)))
+        best = np.sort(np.argsort(-value, kind="stable")[:KEPT])
+        start = self._screened.widened(solver.weights[:, best], self._columns)
+        self._members, self._screening, self._screened = self._members[best], None, Sample([], None)
+        return self._solver(start)
+
+    def _objective_of(self, columns: Array | None) -> Objective:
+        """Return the objective over all columns, or some of them."""
+        survey, wanted = self._survey, self._wanted
+        return Objective(
+            self._session.world,
+            loss_of(wanted),
+            class_weights(wanted, survey, self._candidates),
+            crew=self._crew,
+            largest=survey.largest if columns is None else survey.largest[columns],
+            largest_label=survey.largest_label + wanted.margin,
+            largest_weight=survey.largest_weight,
+            addends=max(self._train.rows, 1) * _SPARE,
+        )
+
+    @property
+    def _columns(self) -> int:
+        return self._train.columns or 0
+
+    def _descend(self, model: LinearLearner, descent: Descent) -> None:
+        wanted = self._wanted
+        for epoch in range(self._step // self._per_epoch, wanted.epochs):
+            if not len(descent.active):
+                return
+            number = epoch * self._per_epoch
+            for batch in self._reader.batches("train", wanted.mini_batch_size, epoch, shuffle=True):
+                number += 1
+                if number <= self._step:
+                    continue
+                metrics, rows = (
+                    self._learn(descent, self._reader.piece(self._train, wanted.mini_batch_size, batch, self._survey.scaler)),
+                    wanted.mini_batch_size,
+                )
+                self._step = number
+                if number % self._per_epoch == 0:
+                    rows = self._train.rows - rows * (self._per_epoch - 1)
+                    metrics |= self._end_epoch(descent)
+                    if epoch + 1 == wanted.epochs or not len(descent.active):
+                        metrics |= self._finish(model)
+                self._session.report(number, metrics, rows=rows)
+
+    def _learn(self, descent: Descent, piece: Piece) -> dict[str, float]:
+        active = descent.active
+        losses, gradients, weight = self._objective.sums(descent.weights[:, active], active, [piece] if len(piece) else [])
+        weight = max(weight, 1e-300)
+        descent.epoch_loss[active] += losses
+        descent.epoch_weight += weight
+        descent.advance(gradients / weight)
+        return {"train:objective_loss": _least(losses / weight)}
+
+    def _end_epoch(self, descent: Descent) -> dict[str, float]:
+        """Collective. Judge every candidate that goes on."""
+        active, wanted = descent.active, self._wanted
+        values, metrics = np.full(len(descent.done), np.inf), {}
+        if self._validated:
+            values[active] = self._losses("validation", descent.weights[:, active], active)
+            metrics = {"validation:objective_loss": _least(values)}
+        else:
+            values[active] = descent.epoch_loss[active] / descent.epoch_weight
+        descent.judge(values, wanted.early_stopping_tolerance, wanted.early_stopping_patience)
+        descent.epoch_loss[:], descent.epoch_weight = 0.0, 0.0
+        return metrics
+
+    def _curvature(self) -> Curvature:
+        """Collective. Return the curvature that some of the rows give the loss."""
+        columns, rows = self._train.columns or 0, max(self._train.rows, 1)
+        every = max(rows // max(_CURVATURE_ROWS, _CURVATURE_ROWS_A_COLUMN * min(columns, MOST_COLUMNS)), 1)
+        return measure(
+            self._session.world,
+            (piece for piece in self._pieces("train") if piece.batch % every == 0),
+            self._survey.largest,
+            rows * _SPARE,
+            slope_change(self._wanted),
+            use_bias=self._wanted.use_bias,
+            missed=every > 1 and self._survey.sparse,
+            crew=self._crew,
+        )
+
+    @property
+    def _by_loss(self) -> bool:
+        wanted = self._wanted
+        criterion = wanted.binary_classifier_model_selection_criteria
+        return wanted.predictor_type != "binary_classifier" or criterion in ("cross_entropy_loss", "loss_function")
+
+    def _losses(self, name: str, weights: Array, active: Array) -> Array:
+        """Collective. Return the mean losses of candidates on a channel."""
+        objective = self._screened_by if name == "sample" else self._objective
+        losses, _, weight = objective.sums(weights, active, self._pieces(name), gradients=False)
+        return losses / max(weight, 1e-300)
+
+    def _pieces(self, name: str) -> Iterable[Piece]:
+        if name == "sample":
+            return self._screened.pieces
+        if name == "train" and self._survey.pieces is not None:
+            return self._survey.pieces
+        return self._reader.pieces(name, self._survey.scaler)
+
+    # The end.
+
+    def _finish(self, model: LinearLearner) -> dict[str, float]:
+        """Collective. Choose the best candidate, make the model of it, measure it on the other channels."""
+        state, wanted = self._state, self._wanted
+        weights = state.weights if isinstance(state, Solver) else state.best
+        by = "validation" if self._validated else "train"
+        if isinstance(state, Descent) and not np.isfinite(state.best_value).any():
+            raise UserError("the loss of every candidate is infinite: lower learning_rate, or leave normalize_data=true")
+        best, threshold = 0, default_threshold(wanted)
+        everyone = np.arange(weights.shape[1])
+        criterion = wanted.binary_classifier_model_selection_criteria
+        if self._by_loss and len(everyone) > 1:
+            if isinstance(state, Solver) and not self._validated:  # it has been over these rows
+                best = int(np.argmin(state.loss))
+            else:
+                best = int(np.argmin(self._losses(by, weights, self._members)))
+        if not self._by_loss and (self._validated or len(everyone) > 1 or criterion != "accuracy"):
+            best, threshold = self._calibrated(by, weights)
+        model.weights = self._survey.scaler.folded(weights[:, best])
+        model.threshold, model.chosen = threshold, self._candidates.described(int(self._members[best]))
+        if self._session.world.rank == 0 and len(everyone) > 1:
+            print(f"Best model found for hyperparameters: {json.dumps(model.chosen)}", flush=True)
+        metrics: dict[str, float] = {}
+        for name in [name for name in ("validation", "test") if name in self._session.channels]:
+            loss = float(self._losses(name, weights[:, [best]], self._members[[best]])[0])
+            z, label = self._collected(name, weights[:, [best]], self._session.channels[name].rows)
+            metrics |= {f"{name}:{metric}": value for metric, value in self._measured(z, label, threshold, loss).items()}
+        return metrics
+
+    def _measured(self, z: Array, label: Array, threshold: float, loss: float) -> dict[str, float]:
+        wanted, scaler = self._wanted, self._survey.scaler
+        values = {"objective_loss": loss}
+        if wanted.predictor_type == "binary_classifier":
+            return values | measures.binary(probabilities(z, wanted)[:, 0], label, threshold, wanted.f_beta)
+        if wanted.predictor_type == "multiclass_classifier":
+            return values | measures.multiclass(z, label, wanted)
+        return values | measures.regression(
+            z[:, 0] * scaler.label_deviation + scaler.label_mean, label * scaler.label_deviation + scaler.label_mean
+        )
+
+    def _calibrated(self, name: str, weights: Array) -> tuple[int, float]:
+        """Collective. Return the candidate and the threshold with the best criterion; of equals that with the lowest loss."""
+        found = self._judged(name, weights)
+        if not found:
+            return 0, default_threshold(self._wanted)
+        value = np.array([criterion for _, criterion in found])
+        best = np.flatnonzero(value == value.max())  # few rows make many equals
+        if len(best) > 1:
+            best = best[[self._losses(name, weights[:, best], self._members[best]).argmin()]]
+        return int(best[0]), found[best[0]][0]
+
+    def _judged(self, name: str, weights: Array) -> list[tuple[float, float]]:
+        """Collective. Return each candidate's best threshold and the criterion there; nothing where there are no rows."""
+        wanted = self._wanted
+        most = min(wanted.num_calibration_samples, max(_CALIBRATED_NUMBERS // weights.shape[1], 1))
+        z, label = self._collected(name, weights, most)
+        if not len(label):
+            return []
+        world, columns = self._session.world, probabilities(z, wanted).T
+        own = [measures.calibrate(column, label, wanted) for column in columns[world.rank :: world.size]]  # all have all rows
+        shares = [np.asarray(share).reshape(-1, 2) for share in world.all_gather(np.array(own))]
+        found = [shares[number % world.size][number // world.size] for number in range(len(columns))]
+        return [(float(threshold), float(criterion)) for threshold, criterion in found]
+
+    def _collected(self, name: str, weights: Array, most: int) -> tuple[Array, Array]:
+        """Collective. Return scores (n, P·K) and labels (n,) of at most `most` rows of a channel."""
+        flat = weights.reshape(len(weights), -1)
+        world, shard = self._session.world, self._session.channels["train" if name == "sample" else name]
+        found, labels, left = [np.zeros((0, flat.shape[1]))], [np.zeros(0)], most // (world.size // copies(world, shard))
+        for piece in self._pieces(name):
+            taken = min(len(piece), left)
+            left -= taken
+            found.append(scores(piece.features, flat, piece.block)[:taken])
+            labels.append(piece.label[:taken])
+        z, label = np.concatenate(found), np.concatenate(labels)
+        if copies(world, shard) == 1 and world.size > 1:
+            return np.concatenate(world.all_gather(z)), np.concatenate(world.all_gather(label))
+        return z, label
+
+    def _descent(self) -> Descent:
+        wanted = self._wanted
+        shape = ((self._train.columns or 0) + 1, len(self._candidates.wd), wanted.outputs)
+        generator = np.random.Generator(np.random.Philox(key=self._session.seed & (2**64 - 1)))
+        single = (shape[0], 1, shape[2])  # all candidates begin alike
+        if wanted.init_method == "uniform":
+            weights = generator.uniform(-wanted.init_scale, wanted.init_scale, single)
+        else:
+            weights = generator.normal(0.0, wanted.init_sigma, single)
+        weights[-1] = wanted.init_bias if wanted.use_bias else 0.0
+        method = "adam" if wanted.optimizer == "auto" else wanted.optimizer
+        return Descent(
+            np.repeat(weights, shape[1], axis=1),
+            self._penalty,
+            self._schedule(),
+            method,
+            _or(wanted.momentum, 0.9),
+            (_or(wanted.beta_1, 0.9), _or(wanted.beta_2, 0.999)),
+            _or(wanted.bias_lr_mult, 1.0),
+        )
+
+    def _schedule(self) -> Schedule:
+        wanted, rates = self._wanted, self._candidates.rate
+        if not wanted.use_lr_scheduler:
+            return Schedule(rates, 1, 1.0, 0.0)
+        steps = self._per_epoch * wanted.epochs
+        every = max(1, steps // 100) if wanted.lr_scheduler_step == "auto" else wanted.lr_scheduler_step
+        factor = 0.01 ** (every / max(steps, 1)) if wanted.lr_scheduler_factor == "auto" else wanted.lr_scheduler_factor
+        return Schedule(rates, every, factor, _or(wanted.lr_scheduler_minimum_lr, 1e-5))
+
+
+def _or(value: float | str, default: float) -> float:
+    return default if isinstance(value, str) else value
+
+
+def _least(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.min()) if len(finite) else float(np.finfo(np.float64).max)
+
+
+def _check_channels(session: Session, wanted: LinearLearnerHyperparameters) -> None:
+    train = train_channel(session, "linear_learner")
+    for name in used_channels(session):
+        columns = session.channels[name].columns or 0
+        if columns > (train.columns or 0):
+            raise UserError(f"channel '{name}' has {columns} features where channel 'train' has {train.columns}")
+    if wanted.feature_dim not in ("auto", train.columns):
+        raise UserError(
+            f"feature_dim={wanted.feature_dim} but channel 'train' has {train.columns} features; "
+            "leave feature_dim out to take it from the data"
+        )

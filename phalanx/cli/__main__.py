@@ -1,0 +1,5 @@
+"""`python -m phalanx.cli` is `phalanx`."""
+
+from . import main
+
+main()
