@@ -28,7 +28,7 @@ _MOST_BEAT_S, _LEAST_BEAT_S = 2.0, 0.05
 _BEATS = 4  # signs of life within the limit, at least
 _RECENT = 3  # beats after which a rank is no longer taken to be alive
 _LEAST_SILENCE_S = 5.0  # a thread of a busy machine may not run for so long
-_IDLE = 0.03  # cores: a process that uses less computes nothing; threads that ask for the interpreter use half a percent
+_IDLE = 0.1  # cores: who uses less computes nothing; threads that ask for the interpreter use a percent, told in 10 ms a tick
 _MOST_TICK_S = 1.0  # of one look: after a longer pause it was this process that did not run
 _PATIENT = ("Checkpointing", "Saving")
 
