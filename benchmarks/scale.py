@@ -44,7 +44,7 @@ from phalanx.parallel.collective import Solo
 from phalanx.testing.sessions import MemorySession, Rows
 
 WORLDS = [2**n for n in range(11)]
-ROWS, COLUMNS = 100_000, 32  # of a worker
+FEW_ROWS, COLUMNS = 100_000, 32
 VOTES_A_SECOND = 10
 NET = {"width": 512, "inputs": 256}
 SCRIPT = """
@@ -94,9 +94,9 @@ class Counted:
         return noted
 
 
-def table_of(workers: int) -> tuple[np.ndarray, np.ndarray]:
+def table_of(rows: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(5)
-    x = generator.standard_normal((ROWS * workers, COLUMNS), dtype=np.float32)
+    x = generator.standard_normal((rows, COLUMNS), dtype=np.float32)
     label = (x[:, :4].sum(1) + generator.standard_normal(len(x)) > 0).astype(np.float32)
     return x, label
 
@@ -104,7 +104,7 @@ def table_of(workers: int) -> tuple[np.ndarray, np.ndarray]:
 def counted(algorithm: str, given: dict[str, Any]) -> list[int]:
     """Return the bytes of every collective of a step, from a run of one rank."""
     cls = registry.load(algorithm)
-    x, label = table_of(1)
+    x, label = table_of(FEW_ROWS)
     world, steps = Counted(), 0
 
     def on_report(*_: Any) -> None:
@@ -290,6 +290,7 @@ def talk(calls: list[int], compute: float, workers: int, hop: float, bandwidth: 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=FEW_ROWS, help="Of a worker's part of the table.")
     parser.add_argument("--gigabits", type=float, default=25.0, help="Of the network between machines, a second.")
     parser.add_argument("--hop-us", type=float, default=20.0, help="Microseconds from one machine to another.")
     parser.add_argument("--cases", nargs="*", default=[""], help="Beginnings of their names.")
@@ -297,7 +298,7 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        write_data(folder)
+        write_data(folder, given.rows)
         cases = [case for case in all_cases(folder) if case.name.startswith(tuple(given.cases))]
         print(f"{machine()}; {versions('torch', 'numpy', 'numba')}; {time.strftime('%Y-%m-%d')}\n", flush=True)
         for case in cases:
@@ -306,12 +307,12 @@ def main() -> None:
         report(cases, given)
 
 
-def write_data(folder: Path) -> None:
+def write_data(folder: Path, rows: int) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     for workers in (1, 2):
-        x, label = table_of(workers)
+        x, label = table_of(rows * workers)
         columns = {"label": label, **{f"x{n}": x[:, n] for n in range(COLUMNS)}}
         pq.write_table(pa.table(columns), folder / f"{workers}.parquet", row_group_size=10_000)
 
