@@ -27,6 +27,7 @@ class Killer:
         self._folder = folder
         self._places = list(places)
         self._ranks = ranks
+        self._falls = False  # a group that was struck: what it still has to say is no place of the next
         self.killed: list[int] = []  # process ids
 
     def started(self, name: str, headline: str) -> None:
@@ -34,7 +35,9 @@ class Killer:
 
     def status(self, secondary: str, message: str) -> None:
         """See `tracking.console.Progress`."""
-        if self._places and self._places[0] == secondary:
+        if secondary in ("Restarting", "Interrupted"):
+            self._falls = False
+        if self._places and self._places[0] == secondary and not self._falls:
             self._kill()
 
     def log(self, rank: int, line: str) -> None:
@@ -42,7 +45,7 @@ class Killer:
 
     def step(self, step: int, metrics: Mapping[str, float | None], rows: int, total_steps: int | None) -> None:
         """See `tracking.console.Progress`."""
-        if self._places and isinstance(self._places[0], int) and step >= self._places[0]:
+        if self._places and isinstance(self._places[0], int) and step >= self._places[0] and not self._falls:
             self._kill()
 
     def ended(self) -> None:
@@ -50,7 +53,9 @@ class Killer:
 
     def _kill(self) -> None:
         del self._places[0]
-        self.killed += kill_ranks(self._folder, self._ranks)
+        killed = kill_ranks(self._folder, self._ranks)
+        self._falls = bool(killed)
+        self.killed += killed
 
 
 def kill_ranks(folder: Path, ranks: Sequence[int]) -> list[int]:
