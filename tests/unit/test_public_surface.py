@@ -16,6 +16,9 @@ import phalanx
 from phalanx import registry
 
 
+_DOCS = Path(__file__).parents[2] / "docs"
+
+
 def test_names() -> None:
     assert phalanx.__all__ == [
         "AlgorithmError", "Categorical", "Channel", "Cluster", "Completion", "Continuous", "EarlyStopping", "History", "Integer", "JobResult", "Model",
@@ -28,9 +31,7 @@ def test_names() -> None:
 
 
 def test_the_reference_has_every_name() -> None:
-    named = re.findall(
-        r"^::: phalanx\.(\S+)\.(\w+)$", (Path(__file__).parents[2] / "docs/reference.md").read_text("utf-8"), re.M
-    )
+    named = re.findall(r"^::: phalanx\.(\S+)\.(\w+)$", (_DOCS / "reference.md").read_text("utf-8"), re.M)
     assert set(phalanx.__all__) - {"__version__"} <= {name for _, name in named}
     for module, name in named:
         assert getattr(importlib.import_module(f"phalanx.{module}"), name).__doc__, name
@@ -43,6 +44,11 @@ def test_job_fields() -> None:
         "checkpoint_every", "keep", "spot", "resume", "hang_timeout_s", "elastic", "micro_batches", "rules", "sinks", "profile", "cluster",
     ]  # fmt: skip
     assert [f.name for f in fields(phalanx.Channel)] == ["url", "content_type", "spread", "mode", "compression"]
+
+
+def test_the_page_on_jobs_has_every_field() -> None:
+    page = (_DOCS / "jobs.md").read_text("utf-8")
+    assert not [f.name for f in fields(phalanx.TrainingJob) if f"`{f.name}`" not in page]
 
 
 def test_errors_and_their_exit_codes() -> None:

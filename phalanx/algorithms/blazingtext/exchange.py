@@ -128,7 +128,7 @@ class Exchange:
             add_moves(np.concatenate(got).reshape(-1, self._dimension), shares[mine], world.size, sums)
             whole = np.concatenate(world.all_gather(sums))
         for (matrix, base, at), part in zip(pairs, np.split(whole, ends), strict=True):
-            put_moves(matrix, base, at, part)
+            put_moves(matrix, base, at, part, np.ones(len(at), np.float32))
 
 
 def _levels(order: Array) -> list[Array]:

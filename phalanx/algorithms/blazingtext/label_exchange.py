@@ -13,7 +13,7 @@ from typing import final
 import numpy as np
 
 from ...contracts import Array, Collective, Entry, State
-from ..kernels.moves import put_shares, take_moves
+from ..kernels.moves import put_moves, take_moves
 from .exchange import share
 
 _GROWTH = 0.02  # lines between exchanges, over the lines that a rank has learnt from; these were chosen on 20 newsgroups
@@ -74,7 +74,7 @@ class LabelExchange:
             moved[inputs:] -= first
             parts = got[count * _NUMBER :].reshape(count, self._dimension)
             for place, some in enumerate((slice(inputs), slice(inputs, None))):
-                put_shares(self._matrices[place], self._base[place], moved[some], parts[some], shares[some])
+                put_moves(self._matrices[place], self._base[place], moved[some], parts[some], shares[some])
 
     def end_step(self, loss: float, length: float) -> None:
         """Note what a step's lines came to on all ranks: the mean loss, and the mean squared length of the bags' means."""

@@ -51,24 +51,9 @@ def add_moves(moves, shares, ranks, out):
             out[i, d] = _half(total_bits[d])
 
 
-@njit(f"void({_MATRICES}, u2[:, ::1])", nogil=True, cache=True)
-def put_moves(matrix, base, rows, moves):
-    """Move `rows` (n,) of `base` by `moves` (n, D), and those of `matrix` to where they are then."""
-    size = moves.shape[1]
-    row = np.empty(size, np.float32)
-    bits = row.view(np.uint32)
-    for i in range(rows.shape[0]):
-        at = np.uint64(rows[i])
-        for d in range(size):
-            bits[d] = np.uint32(moves[i, d]) << np.uint32(16)
-        for d in range(size):
-            base[at, d] += row[d]
-            matrix[at, d] = base[at, d]
-
-
 @njit(f"void({_MATRICES}, u2[:, ::1], f4[::1])", nogil=True, cache=True)
-def put_shares(matrix, base, rows, moves, shares):
-    """As `put_moves`, by shares (n,) of the moves."""
+def put_moves(matrix, base, rows, moves, shares):
+    """Move `rows` (n,) of `base` by shares (n,) of `moves` (n, D), and those of `matrix` to where they are then."""
     size = moves.shape[1]
     row = np.empty(size, np.float32)
     bits = row.view(np.uint32)
