@@ -15,7 +15,6 @@ import pytest
 import phalanx
 from phalanx import registry
 
-
 _DOCS = Path(__file__).parents[2] / "docs"
 
 
