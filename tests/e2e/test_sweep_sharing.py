@@ -150,55 +150,92 @@ def test_nothing_is_left_behind(trials: int, cancer: Path, tmp_path: Path, monke
     assert psutil.Process().memory_info().rss - memory < 64 << 20
 
 
-def command(data: Path, output: Path, name: str, *more: str) -> list[str]:
-    given = ["--train", str(data / "train.csv"), "--validation", str(data / "validation.csv")]
-    given += ["--set", "num_round=150", "--set", "objective=binary:logistic", "--set", "subsample=0.7"]
-    given += ["--range", "eta=0.05:0.5", "--max-jobs", "12", "--max-parallel", "2", "--deterministic"]
-    place = ["--output", str(output), "--name", name]
-    return [sys.executable, "-m", "phalanx.cli", "tune", "xgboost", *given, *place, *more]
-
-
 def table(folder: Path) -> list[tuple[Any, ...]]:
     trials = json.loads((folder / "sweep.json").read_text())["trials"]
     return [(t["number"], t["values"], t["status"], t["objective"], t["stopped_at"]) for t in trials]
 
 
+# a sweep that strikes itself: the driver at the n-th call of a method, and one worker as soon as it is born
+STRUCK = """
+import itertools, os, signal, sys
+import phalanx
+from phalanx.launch.prepared import PreparedLauncher
+from phalanx.tuning.ledger import Ledger
+from phalanx.tuning.view import SilentView
+
+data, output, name, place, nth, born = sys.argv[1:]
+
+
+def counted(holder, method, act, *, count, after):
+    plain, calls = getattr(holder, method), itertools.count(1)
+
+    def called(*args, **more):
+        chosen = next(calls) == count
+        if chosen and not after:
+            act(None)
+        result = plain(*args, **more)
+        if chosen and after:
+            act(result)
+        return result
+
+    setattr(holder, method, called)
+
+
+def strike(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def worker(workers):
+    os.kill(workers.members[0].pid, signal.SIGKILL)
+    print("worker killed", flush=True)
+
+
+if place != "nowhere":
+    after, _, method = place.partition(" ")
+    counted(SilentView if method == "finished" else Ledger, method, strike, count=int(nth), after=after == "after")
+    counted(PreparedLauncher, "start", worker, count=int(born), after=True)
+inputs = {part: f"{data}/{part}.csv" for part in ("train", "validation")}
+settings = {"num_round": 60, "objective": "binary:logistic", "subsample": 0.7}
+job = phalanx.TrainingJob(algorithm="xgboost", inputs=inputs, hyperparameters=settings)
+phalanx.Tuner(
+    job,
+    name=name,
+    output=output,
+    ranges={"eta": phalanx.Continuous(0.05, 0.5)},
+    max_jobs=10,
+    max_parallel_jobs=2,
+    deterministic=True,
+    resume=os.path.exists(f"{output}/{name}"),
+).run(progress=False)
+"""
+TRIALS = 10
+PLACES = [f"{when} {what}" for what in ("begin", "finish", "finished") for when in ("before", "after")]
+
+
+def swept_by(data: Path, output: Path, name: str, place: str, nth: int, born: int) -> subprocess.CompletedProcess[str]:
+    given = [str(data), str(output), name, place, str(nth), str(born)]
+    return subprocess.run([sys.executable, "-c", STRUCK, *given], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cancer: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
+    output = tmp_path_factory.mktemp("undisturbed")
+    calm = swept_by(cancer, output, "wild", "nowhere", 0, 0)
+    assert calm.returncode == 0, calm.stderr
+    return table(output / "wild")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_at_random(seed: int, cancer: Path, tmp_path: Path) -> None:
-    """Drivers are killed, then workers, each after so many lines as the dice say; the table is that of an undisturbed sweep."""
+@pytest.mark.parametrize("seed", [1, 2, 3, 4])
+def test_killed_at_random(seed: int, cancer: Path, tmp_path: Path, undisturbed: list[tuple[Any, ...]]) -> None:
+    """Three drivers and a worker of each are killed, where the dice say; the table is that of an undisturbed sweep."""
     dice = random.Random(seed)
-    subprocess.run(command(cancer, tmp_path, "calm"), check=True, capture_output=True)
-    kills = 0
-    for again in range(12):
-        resume = ["--resume"] if again else []
-        left = dice.randint(1, 3)
-        with subprocess.Popen(
-            command(cancer, tmp_path, "wild", *resume), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-        ) as driver:
-            assert driver.stderr is not None
-            below: list[psutil.Process] = []
-            for line in driver.stderr:
-                if not line.startswith("trial"):
-                    continue
-                left -= 1
-                below = psutil.Process(driver.pid).children(recursive=True)
-                workers = [process for process in below if process.ppid() != driver.pid]
-                if left == 0 and kills % 2 == 0:
-                    os.kill(driver.pid, signal.SIGKILL)
-                    break
-                if left == 0 and workers:
-                    dice.choice(workers).kill()
-                    kills += 1
-                    left = dice.randint(1, 3)
-            driver.stderr.close() if driver.poll() is not None else driver.wait()
-        _, alive = psutil.wait_procs(below, timeout=30)
-        assert not alive
-        if driver.returncode == 0:
-            break
-        assert driver.returncode == -signal.SIGKILL
-        kills += 1
-    assert driver.returncode == 0
-    assert kills >= 2
-    assert table(tmp_path / "wild") == table(tmp_path / "calm")
-    assert len(list((tmp_path / "wild").glob("wild-*"))) == 12
+    for place in dice.sample(PLACES, 3):
+        begun = "begin" in place  # before a trial has begun there may be no worker yet; before one is finished there was
+        found = swept_by(cancer, tmp_path, "wild", place, dice.randint(1, 3), dice.randint(1, 2) if begun else 1)
+        assert found.returncode == -signal.SIGKILL, found.stderr
+        assert begun or "worker killed" in found.stdout
+    last = swept_by(cancer, tmp_path, "wild", "nowhere", 0, 0)
+    assert last.returncode == 0, last.stderr
+    assert table(tmp_path / "wild") == undisturbed
+    assert len(list((tmp_path / "wild").glob("wild-*"))) == TRIALS

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import psutil
 import pytest
 
 import phalanx
+from phalanx.contracts import Workers, WorkerSpec
 from phalanx.errors import AlgorithmError, Stopped, UserError
+from phalanx.launch.prepared import PreparedLauncher
 from phalanx.tuning import sweepfile
-from phalanx.tuning.plan import Plan
 from phalanx.tuning.trial import Trial, job_of
+from phalanx.tuning.view import SilentView
 
 RANGES = {"eta": phalanx.Continuous(0.05, 0.5, "log"), "max_depth": phalanx.Integer(2, 6)}
 
@@ -50,27 +52,15 @@ def table(folder: Path) -> list[tuple[Any, ...]]:
     return [(t["number"], t["values"], t["status"], t["objective"]) for t in trials]
 
 
-class Acting:
-    """A view that acts when a trial has come to a step, or when so many have ended."""
+class Acting(SilentView):
+    """A view that acts once, when so many trials have ended."""
 
-    def __init__(self, act: Any, *, after: int | None = None, at_step: int | None = None) -> None:
-        self._act, self._after, self._at_step, self._ended, self._done = act, after, at_step, 0, False
-
-    def started(self, plan: Plan) -> None: ...
-    def ended(self, trials: Sequence[Trial], reason: str) -> None: ...
-
-    def changed(self, trials: Sequence[Trial], running: Iterable[int]) -> None:
-        if self._at_step is not None and any(trials[n].step >= self._at_step for n in running):
-            self._once()
+    def __init__(self, act: Any, *, after: int) -> None:
+        self._act, self._left = act, after
 
     def finished(self, trial: Trial, trials: Sequence[Trial]) -> None:
-        self._ended += 1
-        if self._after is not None and self._ended >= self._after:
-            self._once()
-
-    def _once(self) -> None:
-        if not self._done:
-            self._done = True
+        self._left -= 1
+        if self._left == 0:
             self._act()
 
 
@@ -206,22 +196,71 @@ def test_kill_the_driver_and_resume(cancer: Path, tmp_path: Path) -> None:
     assert len(list((tmp_path / "wild").glob("wild-*"))) == 5
 
 
-def test_a_killed_worker_is_no_lost_trial(cancer: Path, tmp_path: Path) -> None:
+FALLS_ONCE = """
+import argparse, os, signal
+from pathlib import Path
+import phalanx
+
+p = argparse.ArgumentParser()
+p.add_argument("--lr", type=float)
+p.add_argument("--place")
+a = p.parse_args()
+session = phalanx.session()
+first = session.restore({}) + 1
+begun = Path(a.place, f"{a.lr!r}")
+falls = not begun.exists()
+with begun.open("a") as file:
+    file.write(f"{first}\\n")
+for step in range(first, 13):
+    if falls and step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    session.report(step, {"loss": a.lr / step})
+"""
+
+
+def test_a_worker_that_is_killed_is_no_lost_trial(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(FALLS_ONCE)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    job = phalanx.TrainingJob(script=str(script), hyperparameters={"place": str(begun)}, checkpoint_every=2)
+    goal: Any = {"objective": "loss", "direction": "minimize"}
+    ranges = {"lr": phalanx.Continuous(0.1, 1.0)}
+    given = {"ranges": ranges, "max_jobs": 3, "max_parallel_jobs": 2, "early_stopping": "off"}
+    sweep = phalanx.Tuner(job, name="s", output=str(tmp_path), **goal, **given)
+    sweep.run(progress=False)
+    assert [(t.status, t.step, t.retries) for t in sweep.trials()] == [("Completed", 12, 1)] * 3
+    for trial in sweep.trials():
+        attempts = [int(line) for line in (begun / repr(trial.values["lr"])).read_text().split()]
+        assert len(attempts) == 2
+        assert attempts[0] == 1 < attempts[1] <= 7  # the second went on from a checkpoint
+        recorded = (tmp_path / "s" / trial.job / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in recorded] == list(range(1, 13))
+
+
+def test_the_process_that_workers_are_forked_from_is_killed(
+    cancer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is left starts from the warm server, and reads its own data."""
     killed: list[int] = []
+    start = PreparedLauncher.start
 
-    def kill() -> None:
-        for worker in (w for server in psutil.Process().children() for w in server.children()):
-            worker.kill()
-            killed.append(worker.pid)
+    def killing(self: PreparedLauncher, spec: WorkerSpec) -> Workers:
+        workers = start(self, spec)
+        if not killed:
+            born = workers.members[0].pid
+            template = psutil.Process(born).parent()
+            assert template is not None
+            killed.append(template.pid)
+            template.kill()  # its worker, which has hardly begun, falls with it
+        return workers
 
-    # the rule asks often, which wakes the driver while trials run; of three trials it stops none
-    job = xgboost_job(cancer, hyperparameters={"num_round": 600})
-    sweep = tuner(cancer, tmp_path, job=job, max_jobs=3, early_stopping="median")
-    sweep.run(progress=Acting(kill, at_step=60))
-    assert killed
-    assert [t.status for t in sweep.trials()] == ["Completed"] * 3
-    assert sum(t.retries for t in sweep.trials()) >= 1
-    assert all(t.metrics and t.step == 600 for t in sweep.trials())
+    monkeypatch.setattr(PreparedLauncher, "start", killing)
+    sweep = tuner(cancer, tmp_path, max_jobs=3, max_parallel_jobs=1)
+    sweep.run(progress=False)
+    assert len(killed) == 1
+    assert [(t.status, t.step) for t in sweep.trials()] == [("Completed", 12)] * 3
+    assert [t.retries for t in sweep.trials()] == [1, 0, 0]
 
 
 def test_completion(cancer: Path, tmp_path: Path) -> None:
