@@ -185,10 +185,10 @@ def test_kill_the_driver_and_resume(cancer: Path, tmp_path: Path) -> None:
         for line in driver.stderr:
             if line.startswith("trial"):
                 break
-        workers = [child for child in psutil.Process(driver.pid).children(recursive=True) if child.ppid() != driver.pid]
+        below = psutil.Process(driver.pid).children(recursive=True)
         os.kill(driver.pid, signal.SIGKILL)
         driver.stderr.close()
-    _, alive = psutil.wait_procs(workers, timeout=30)
+    _, alive = psutil.wait_procs(below, timeout=30)
     assert not alive
     done = subprocess.run(command("wild", "--resume", "--json"), check=True, capture_output=True, text=True)
     assert json.loads(done.stdout)["error"] is None
