@@ -8,6 +8,7 @@ from . import (
     bounds,
     factorization,
     forest,
+    forest_batch,
     forest_stream,
     kmeans,
     labels,
@@ -26,7 +27,7 @@ def main() -> None:
     """Compile all kernels into numba's cache, or load those that lie there."""
     kernels.warm_up()
     recordio_kernels.warm_up()
-    tables = (bounds, factorization, forest, forest_stream, kmeans, linear, logistic, lstm, paths, series, swaps)
+    tables = (bounds, factorization, forest, forest_batch, forest_stream, kmeans, linear, logistic, lstm, paths, series, swaps)
     by_import = ", ".join(module.__name__ for module in (*tables, blazingtext, labels, moves, words))
     print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {by_import}")
 

@@ -16,10 +16,13 @@ import numpy as np
 from ...contracts import Array, Collective
 from ...errors import UserError
 from ..kernels import forest as loops
+from ..kernels import forest_batch as batch_loops
 from ..kernels import forest_stream as stream_loops
 
 LARGEST = 1e30  # magnitude of a number: sums of differences must stay finite in float32
 _CHUNK_BYTES = 128 << 10  # of rows that a tree is asked about at once: beside the tree they lie in the cache
+_MANY_ROWS = 4096  # tables of the cuts, some 30 us a tree, are worth their making
+_LARGE_CHUNK = 1 << 15  # rows at once with them
 
 
 @final
@@ -99,14 +102,39 @@ class Trees:
     def score(self, rows: Array, threads: int = 1) -> Array:
         """Return the scores (N,) float64 of rows (N, D)."""
         units = np.zeros(len(rows), np.int64)
+        narrow = self.points.shape[2] <= batch_loops.NARROW and self.points.shape[1] <= batch_loops.MOST_LEAVES
+        if narrow and len(rows) >= _MANY_ROWS:
+            for start in range(0, len(rows), _LARGE_CHUNK):
+                self._score_many(padded(rows[start : start + _LARGE_CHUNK]), threads, units[start : start + _LARGE_CHUNK])
+            return units * (loops.UNIT / self.count)
 
         def some(part: slice) -> None:
             wide = padded(rows[part])
-            columns = np.ascontiguousarray(wide.T)
-            loops.score(wide, columns, self.words, self.ints, self.points, self.leaves, self.heads, units[part])
+            turned = np.ascontiguousarray(wide.T)
+            trees = (self.words, self.ints, self.points, self.leaves, self.heads)
+            batch_loops.score(wide, turned, self.columns, *trees, units[part])
 
         _spread(some, self._chunks(len(rows)), threads)
         return units * (loops.UNIT / self.count)
+
+    def _score_many(self, rows: Array, threads: int, units: Array) -> None:
+        """Add the scores of padded rows (N, P) to `units` (N,)."""
+        groups = max(min(threads, self.count), -(-self.count * self.words.shape[1] // batch_loops.MOST_CUTS))
+
+        def some(ends: tuple[int, int]) -> Array:
+            own, found = self.part(*ends), np.zeros(len(rows), np.int64)
+            keys = np.empty(own.count * own.words.shape[1], np.int64)
+            keys = np.sort(keys[: batch_loops.keys_of_cuts(own.words, own.ints, own.heads, keys)])
+            begins = np.searchsorted(keys, np.arange(self.columns + 1) << 48)
+            cuts, places = np.empty(len(keys), np.float32), np.empty((len(rows), self.columns), np.uint16)
+            batch_loops.cuts_of(keys, cuts)
+            batch_loops.place_all(rows, cuts, begins, places)
+            batch_loops.score_many(rows, places, keys, begins, own.words, own.ints, own.points, own.leaves, own.heads, found)
+            return found
+
+        bounds = np.linspace(0, self.count, groups + 1).astype(int).tolist()
+        for found in _spread(some, list(pairwise(bounds)), threads):
+            units += found
 
     def explain(self, rows: Array, threads: int = 1) -> Array:
         """Return what each feature adds to the scores of rows, (N, D) float64."""

@@ -109,12 +109,36 @@ def test_what_makes_a_row_strange_gets_the_share(points: Array) -> None:
     assert shares[0, 1] > 0.9 * shares.sum()
 
 
-def test_threads_and_company_do_not_change_a_score(points: Array) -> None:
+@pytest.mark.parametrize("columns", [1, 2, 3, 9, 32, 33])
+def test_threads_and_company_do_not_change_a_score(columns: int) -> None:
+    generator = np.random.default_rng(4)
+    points = generator.normal(size=(120, columns)).astype(np.float32)
+    points[:20, 0] = 0  # cuts at zero, and rows on them, of either sign
     trees = grown(points, 7)
-    rows = np.random.default_rng(4).normal(size=(5000, COLUMNS)).astype(np.float32)
+    rows = np.concatenate([points, generator.normal(scale=2, size=(5000, columns)).astype(np.float32)])
+    rows[generator.random(rows.shape) < 0.05] = -0.0
     together = trees.score(rows, 3)
     np.testing.assert_array_equal(trees.score(rows), together)
-    np.testing.assert_array_equal(np.concatenate([trees.score(rows[i : i + 1]) for i in range(50)]), together[:50])
+    np.testing.assert_array_equal(np.concatenate([trees.score(rows[i : i + 1]) for i in range(0, 300, 5)]), together[:300:5])
+    expected = [np.mean([score(row, trees, t) for t in range(7)]) for row in rows[:200]]
+    np.testing.assert_allclose(together[:200], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("most", [1, 2, 256, 300])
+def test_many_rows_find_the_leaves_of_trees_that_a_stream_has_changed(most: int) -> None:
+    generator = np.random.default_rng(9)
+    trees, keys = Trees.empty(4, most, 3), np.zeros((4, most))
+    trees.follow(generator.integers(0, 9, size=(700, 3)).astype(np.float32), keys, Following(1, 0, 0.01))
+    rows = generator.integers(-1, 10, size=(4500, 3)).astype(np.float32)
+    rows[::2] += generator.normal(size=(2250, 3)).astype(np.float32)
+    found = trees.score(rows, 2)
+    np.testing.assert_array_equal(found[:900], trees.score(rows[:900]))
+    expected = [np.mean([score(row, trees, t) for t in range(4)]) for row in rows[:200]]
+    np.testing.assert_allclose(found[:200], expected, rtol=1e-6)
+
+
+def test_an_empty_forest_scores_nothing() -> None:
+    assert not Trees.empty(3, 8, 2).score(np.ones((5000, 2), np.float32)).any()
 
 
 @pytest.mark.parametrize("columns", [1, 3, 9])
