@@ -4,7 +4,7 @@ They are taken around the optimizer's step, through its hooks, so that they are 
 optimizer holds is what is looked at. Ranks that hold the same replica leave it to rank 0. Sharded ones each look at their own
 part; the flat parts of ZeRO have no names of layers (and ZeRO 3 keeps them to itself: only activations are seen), and a
 pipeline's ranks see their own layers, without classes. Nothing is exchanged between ranks for it. Tensors are looked at in
-4,096 entries, evenly spaced, and as a whole for what is not finite.
+some 4,096 entries, evenly spaced over rows and columns, and as a whole for what is not finite.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, final
 
 import torch
@@ -187,11 +188,13 @@ class Look:
                 weight = _local(parameter)
                 if parameter.grad is None and not (self._statistics.sees_idle and parameter.requires_grad and weight.numel()):
                     continue
-                entries = _entries(weight)
+                entries, missed = _entries(weight), False
                 if parameter.grad is not None:
-                    found = _of_gradient(_local(parameter.grad), early=self.step <= _EARLY)
+                    found, missed = _of_gradient(_local(parameter.grad), early=self.step <= _EARLY)
+                    missed |= parameter.grad.is_sparse  # whose rows are others than those that are looked at
                     self._gradients[named.name] = {"axes": named.axes, **found}
-                    self._entries[named.name] = entries
+                    if not missed:
+                        self._entries[named.name] = entries
                 found = _of_weight(weight, entries)
                 fan_in = weight.numel() / max(1, weight.shape[0]) if weight.ndim >= 2 and not named.embeds else 0.0
                 early = self.step <= _EARLY and weight.ndim >= 2 and not named.embeds
@@ -200,7 +203,7 @@ class Look:
                     "scale": found["std"] ** 2 * fan_in,
                     "alike": early and _alike(weight),
                     "change": None,
-                    "same": self._statistics.same(named.name, self.step, entries),
+                    "same": None if missed else self._statistics.same(named.name, self.step, entries),
                 }
                 self._weights[named.name] = found
 
@@ -249,31 +252,42 @@ def _local(tensor: torch.Tensor) -> torch.Tensor:
 def _entries(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy of evenly spaced entries, (n,) float32."""
     flat = tensor.reshape(-1)
-    return flat[:: max(1, flat.numel() // _ENTRIES)].to(torch.float32, copy=True)
+    return flat[:: _stride(flat.numel() // _ENTRIES, flat.numel())].to(torch.float32, copy=True)
 
 
-def _of_gradient(gradient: torch.Tensor, *, early: bool) -> dict[str, Any]:
+@lru_cache
+def _stride(least: int, count: int) -> int:
+    """Return a distance between entries of so many: prime to every axis, so that all columns of a matrix have their turn."""
+    stride = max(1, least)
+    while math.gcd(stride, count) > 1:
+        stride += 1
+    return stride
+
+
+def _of_gradient(gradient: torch.Tensor, *, early: bool) -> tuple[dict[str, Any], bool]:
+    """Return what is told of a gradient, and whether only entries that are not looked at have one (of a table few rows may)."""
     nan, inf = _not_finite(gradient)
     entries = _entries(gradient)
     if not entries.numel():
-        return {"mean_abs": 0.0, "zero": 0.0, "spread": 0.0 if early else None, "nan": nan, "inf": inf}
+        return {"mean_abs": 0.0, "zero": 0.0, "spread": 0.0 if early else None, "nan": nan, "inf": inf}, False
     used = int(torch.count_nonzero(entries))
     if nan or inf:
         entries = torch.nan_to_num(entries, nan=0.0, posinf=0.0, neginf=0.0)
     zero = _zero_share(gradient, used, len(entries))
-    seen = entries if used or zero == 1 else gradient[gradient != 0].float()  # of a table few rows may have a gradient
+    missed = not used and zero < 1
+    seen = gradient[gradient != 0].float() if missed else entries
     return {
         "mean_abs": float(seen.abs().sum()) / max(1, used or seen.numel()),
         "zero": zero,
-        "spread": _spread(entries) if early else None,
+        "spread": _spread(entries, gradient.numel()) if early else None,
         "nan": nan,
         "inf": inf,
-    }
+    }, missed
 
 
-def _spread(entries: torch.Tensor) -> float:
-    """Return the distance of the 5th and the 95th percentile."""
-    ordered = entries[:: max(1, len(entries) // _SORTED)].sort().values
+def _spread(entries: torch.Tensor, count: int) -> float:
+    """Return the distance of the 5th and the 95th percentile of a tensor of `count` entries."""
+    ordered = entries[:: _stride(len(entries) // _SORTED, count)].sort().values
     low, high = int(0.05 * (len(ordered) - 1)), int(0.95 * (len(ordered) - 1))
     return float(ordered[high] - ordered[low])
 

@@ -119,10 +119,29 @@ def test_few_rows_of_a_table_have_a_gradient(tmp_path: Path, events: Events) -> 
         def forward(self, inputs: torch.Tensor) -> torch.Tensor:
             return self.table(torch.full((len(inputs),), 700))[:, :2]
 
-    _fit(tmp_path, Table(), steps=1)
-    found = _seen(events, "tensors")[0]["gradients"]["table.weight"]
+    _fit(tmp_path, Table(), steps=12)
+    seen = _seen(events, "tensors")
+    found = seen[0]["gradients"]["table.weight"]
     assert 0 < found["mean_abs"] < 1
     assert 0.99 < found["zero"] < 1
+    weights = [one["weights"]["table.weight"] for one in seen]
+    assert all(weight["change"] is None and weight["same"] is None for weight in weights)  # other rows are looked at
+
+
+@pytest.mark.parametrize("wide", [64, 512, 784, 2047])
+def test_columns_without_a_gradient_do_not_hide_the_others(wide: int, tmp_path: Path, events: Events) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(wide, 512), torch.nn.Tanh(), torch.nn.Linear(512, 2))
+    inputs = torch.randn(64, wide, generator=torch.Generator().manual_seed(0))
+    inputs[:, ::2] = 0  # as the margins of pictures are
+    start = net[0].weight.detach().clone()
+    trainer = Trainer(
+        net, torch.nn.CrossEntropyLoss(), optimizer=lambda p: torch.optim.SGD(p, lr=0.1), session=MemorySession({}, tmp_path)
+    )
+    trainer.fit((inputs, (inputs[:, 1] > 0).long()), steps=1, batch_size=64)
+    seen = _seen(events, "tensors")[0]
+    assert seen["gradients"]["0.weight"]["zero"] == pytest.approx(0.5, abs=0.02)
+    found, whole = seen["weights"]["0.weight"], float((net[0].weight.detach() - start).norm() / start.norm())
+    assert found["change"] / found["norm"] == pytest.approx(whole, rel=0.1)
 
 
 def test_classes_are_counted(tmp_path: Path, events: Events) -> None:
