@@ -46,11 +46,11 @@ def _score(trial: Trial, sign: float, known: Known | None) -> float | None:
     return -math.inf if trial.status == "Stopped" else None
 
 
-def violations_of(plan: Plan, trial: Trial) -> dict[str, float]:
-    """Return by how much a trial violates each constraint; 0 and below: it holds."""
+def violations_of(plan: Plan, metrics: Mapping[str, float | None]) -> dict[str, float]:
+    """Return by how much a trial of these metrics violates each constraint; 0 and below: it holds."""
     found = {}
     for name, (low, high) in plan.constraints.items():
-        value = trial.metrics.get(name)
+        value = metrics.get(name)
         over = [] if high is None or value is None else [value - high]
         under = [] if low is None or value is None else [low - value]
         found[name] = _MISSING if value is None else max(over + under)

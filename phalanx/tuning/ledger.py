@@ -7,14 +7,16 @@ interrupted: its job's folder says how far it came.
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from .. import storage
@@ -63,6 +65,7 @@ class Ledger:
     ) -> None:
         self._ranges = ranges
         self._scratch: Scratch | None = None
+        self._journal_file: _Journal | None = None
         self._sent: tuple[Path, str] | None = None  # a journal that is copied to a remote folder after every change
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         try:
@@ -123,8 +126,14 @@ class Ledger:
             self._study.tell(number, state=TrialState.FAIL)
         self._send()
 
+    def sync(self) -> None:
+        """Bring what was written to the disk: until then it outlives this process, but not the machine."""
+        if self._journal_file is not None:
+            self._journal_file.sync()
+
     def close(self) -> None:
         """Let go of files and connections."""
+        self.sync()
         with contextlib.suppress(AttributeError):
             self._storage.remove_session()
         if self._scratch is not None:
@@ -158,11 +167,40 @@ class Ledger:
             storage.fetch_file(url, path)
             self._sent = (path, url)
         mend(path)
-        return JournalStorage(JournalFileBackend(str(path)))
+        self._journal_file = _Journal(str(path))
+        return JournalStorage(self._journal_file)
 
     def _send(self) -> None:
         if self._sent is not None:
             storage.put_file(*self._sent)
+
+
+@final
+class _Journal(JournalFileBackend):  # type: ignore[misc, unused-ignore]
+    """A journal file that is brought to the disk when that is asked for, not at every line: a trial's start waits for none."""
+
+    def __init__(self, path: str) -> None:
+        self._path, self._guard = path, JournalFileSymlinkLock(path)
+        super().__init__(path, lock_obj=self._guard)
+        self._written = False
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Write lines, as the class below does."""
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        self._guard.acquire()
+        try:
+            with open(self._path, "ab") as file:
+                file.write(text.encode())
+        finally:
+            self._guard.release()
+        self._written = True
+
+    def sync(self) -> None:
+        """Bring it to the disk."""
+        if self._written:
+            self._written = False
+            with open(self._path, "ab") as file:
+                os.fsync(file.fileno())
 
 
 def mend(path: Path) -> None:

@@ -25,7 +25,7 @@ from .recall import fill_in, never_reported, recorded_error
 from .search import Known, Search
 from .sharing import sharing_launcher
 from .stopping import Curve
-from .trial import Ended, Judged, Message, Running, Trial, Wake, curve_of, job_name, job_of, metrics_of
+from .trial import Computed, Ended, Judged, Message, Running, Trial, Wake, curve_of, job_name, job_of, metrics_of
 from .view import View
 
 _TICK_SECONDS = 1.0
@@ -52,6 +52,7 @@ class Sweep:
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.trials: list[Trial] = []
         self._running: dict[int, Running] = {}
+        self._computed: set[int] = set()  # of them those whose workers have ended
         self._waiting: list[int] = []  # interrupted or failed trials that are to be run again
         self._paused: set[int] = set()  # stopped by a rule that may promote them
         self._final: dict[int, Known] = {}
@@ -177,6 +178,7 @@ class Sweep:
                 self._fill()
             if self._changed:  # once the slots are full: what is lost in a kill before, the study and the trials' folders know
                 self._write("InProgress", "")
+            self._ledger.sync()
             if not self._running and (self._ending is not None or not self._may_begin()):
                 return
             try:
@@ -191,7 +193,7 @@ class Sweep:
         return bool(self._waiting) or (not self._exhausted and len(self.trials) < self._plan.max_jobs)
 
     def _fill(self) -> None:
-        while len(self._running) < self._plan.slots and not self._stop.requested():
+        while len(self._running) - len(self._computed) < self._plan.slots and not self._stop.requested():
             trial = self._next()
             if trial is None:
                 return
@@ -242,11 +244,13 @@ class Sweep:
         running = Running(trial, job, plan.objectives[0], self._judge, self._messages.put)
         self._running[trial.number] = running
         running.start()
-        self._changed = True
+        self._changed = self._changed or not self._computed  # else it is written in a moment, with a trial's end
 
     def _handle(self, message: Message) -> None:
         if isinstance(message, Judged):
             self._ledger.note(message.number, "stopped_at", message.step)
+        elif isinstance(message, Computed):
+            self._take_computed(message)
         elif isinstance(message, Ended):
             self._take_ended(message)
         if self._stop.requested() and self._ending is None:
@@ -278,8 +282,26 @@ class Sweep:
         trial.stopped_at = step
         self._ledger.note(trial.number, "stopped_at", step)
 
+    def _take_computed(self, message: Computed) -> None:
+        """Give a trial's slot away while its model is published; what it came to is learnt now, for the next proposal.
+
+        Not where how a trial ends decides whether there is a next one.
+        """
+        number, trial = message.number, self.trials[message.number]
+        values = [message.metrics.get(o.metric) for o in self._plan.objectives]
+        finite = [value for value in values if value is not None and math.isfinite(value)]
+        completion = self._plan.completion
+        decides = completion.target is not None or completion.not_improving is not None or completion.on_convergence
+        if decides or self._ending is not None or trial.stopped_at is not None or len(finite) < len(values):
+            return
+        self._computed.add(number)
+        if self._plan.lag is None:
+            violations = violations_of(self._plan, message.metrics)
+            self._search.learn(number, Known("Completed", tuple(finite), message.step, violations or None))
+
     def _take_ended(self, message: Ended) -> None:
         running = self._running.pop(message.number)
+        self._computed.discard(message.number)
         running.join()
         trial, error, result = running.trial, message.error, message.result
         trial.ended = time.time()
@@ -323,7 +345,7 @@ class Sweep:
             self._settle(trial, Known("Failed"))
             return
         trial.objective = finite
-        violations = violations_of(self._plan, trial)
+        violations = violations_of(self._plan, trial.metrics)
         trial.feasible = all(value <= 0 for value in violations.values())
         self._settle(trial, Known("Completed", tuple(finite), trial.step, violations or None))
 

@@ -71,6 +71,21 @@ class Judged:
 
 
 @dataclass(frozen=True, slots=True)
+class Computed:
+    """Message: a trial's workers have ended; its model is being published.
+
+    Attributes:
+        number: of the trial.
+        step: its last one.
+        metrics: their last values.
+    """
+
+    number: int
+    step: int
+    metrics: Mapping[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
 class Ended:
     """Message: a trial's job has ended."""
 
@@ -84,7 +99,7 @@ class Wake:
     """Message: somebody asked the sweep to stop."""
 
 
-Message = Judged | Ended | Wake
+Message = Judged | Computed | Ended | Wake
 
 
 @final
@@ -110,7 +125,7 @@ class Running:
     ) -> None:
         self.trial = trial
         self._job = job
-        self._watch = _Watch(trial, objective, stops, self.stop)
+        self._watch = _Watch(trial, objective, stops, self.stop, tell)
         self._tell = tell
         self._thread = threading.Thread(target=self._run, name=f"phalanx-trial-{trial.number}", daemon=True)
 
@@ -143,20 +158,32 @@ class _Watch:
     """`tracking.console.Progress` that fills the trial's curve."""
 
     def __init__(
-        self, trial: Trial, objective: Objective, stops: Callable[[Trial, int], bool], stop: Callable[[], None]
+        self,
+        trial: Trial,
+        objective: Objective,
+        stops: Callable[[Trial, int], bool],
+        stop: Callable[[], None],
+        tell: Callable[[Message], None],
     ) -> None:
         self._trial = trial
         self._objective = objective
         self._stops = stops
         self._stop = stop
+        self._tell = tell
+        self._metrics: dict[str, float | None] = {}
 
     def started(self, name: str, headline: str) -> None: ...
-    def status(self, secondary: str, message: str) -> None: ...
+
+    def status(self, secondary: str, message: str) -> None:
+        """Tell when the workers have ended."""
+        if secondary == "Uploading" and not message:
+            self._tell(Computed(self._trial.number, self._trial.step, self._metrics))
 
     def step(self, step: int, metrics: Mapping[str, float | None], rows: int, total_steps: int | None) -> None:
         """Add to the curve, and stop the job where its trial is to be stopped."""
         trial = self._trial
         trial.step = max(trial.step, step)
+        self._metrics.update(metrics)
         value = metrics.get(self._objective.metric)
         trial.curve.of = total_steps
         if value is None or not math.isfinite(value):
