@@ -333,6 +333,7 @@ class WorkerSpec:
     scratch: Path | None = None  # folder that the workers need; one that is not shared is carried to them
     brings: Sequence[str] = ()  # what workers leave below it for the launcher's side; "{attempt}" stands for the attempt
     shared: Sequence[str] = ()  # paths that the workers must see as this process does
+    lasts: str | None = None  # a process that has done such a job in order may do another of the same word; None: one job each
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ OBSERVE = "PHALANX_OBSERVE"  # JSON: what a worker measures of itself for rules 
 HEARTBEAT = "PHALANX_HEARTBEAT_S"  # how often a worker gives a sign of life; unset: never
 HOSTS = "PHALANX_HOSTS"  # JSON: the addresses of all ranks, where a job spans machines
 CHECKPOINTS = "PHALANX_CHECKPOINTS"  # a folder that stays over a script's restarts
+_OF_THE_JOB = {"MASTER_PORT", "TORCHELASTIC_RESTART_COUNT", SEED, SAVING, OBSERVE, HEARTBEAT, CHECKPOINTS}
 _sending = threading.RLock()  # a signal handler that raises can leave a plain one held by its own thread
 _SECRET_WORDS = ("SECRET", "TOKEN", "PASSWORD", "PASSWD", "CREDENTIAL", "API_KEY", "ACCESS_KEY", "PRIVATE_KEY")
 _SECRET = re.compile("|".join(_SECRET_WORDS), re.IGNORECASE)
@@ -98,6 +99,11 @@ def worker_variables(place: Placement, *, threads: int, attempt: int, interface:
         **idle_threads(),
         "PYTHONUNBUFFERED": "1",
     }
+
+
+def beside_the_job(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return a worker's variables but for those that differ from job to job and are read anew by each."""
+    return {name: value for name, value in variables.items() if name not in _OF_THE_JOB}
 
 
 def host_variables(addresses: Sequence[str]) -> dict[str, str]:

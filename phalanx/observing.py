@@ -108,3 +108,9 @@ def start(given: Mapping[str, Any], *, rank: int, size: int, send: Callable[[Map
     global now
     now = Observer(given, rank=rank, size=size, send=send)
     return now
+
+
+def stop() -> None:
+    """Make `now` measure nothing again."""
+    global now
+    now = Observer({})

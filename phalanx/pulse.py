@@ -35,6 +35,11 @@ class Pulse:
     last: str | None = None
     alone: bool = False
 
+    def reset(self) -> None:
+        """Nothing has been noted, as at the start of the process."""
+        self.phase, self.step, self.steps, self.calls = "Training", 0, 0, 0
+        self.waiting, self.last, self.alone = None, None, False
+
     def stepped(self, step: int) -> None:
         """A step was done."""
         self.step = step

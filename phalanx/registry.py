@@ -30,6 +30,7 @@ class Entry:
     preload: tuple[str, ...] = ()  # further modules worth preloading
     prepares: str | None = None  # "package.module:function" that makes of opened channels what workers of a sweep share
     index_base: int = 1  # of libsvm files, unless the content type says
+    lasts: bool = False  # training leaves its process as it found it: another job may follow in the same one
     elastic: bool = False  # learns the same bits whatever the number of workers
     answers: str = "predictions"  # what a JSON document calls the list of its answers
 
@@ -52,12 +53,14 @@ _BUILT_IN = {
         "linear weights and interactions of all pairs of features, for sparse rows",
         hyperparameters="phalanx.algorithms.factorization_machines.hyperparameters:FactorizationMachinesHyperparameters",
         preload=("phalanx.algorithms.factorization_machines.algorithm", "phalanx.algorithms.factorization_machines.fit"),
+        lasts=True,
         elastic=True,
     ),
     "kmeans": Entry(
         "phalanx.algorithms.kmeans.algorithm:KMeans",
         "k-means clustering: web-scale mini-batches, or passes over all rows",
         preload=("phalanx.algorithms.kmeans.algorithm", "phalanx.algorithms.kmeans.batch"),
+        lasts=True,
         elastic=True,
     ),
     "linear_learner": Entry(
@@ -65,12 +68,14 @@ _BUILT_IN = {
         "linear models for classes and numbers, many candidates in one pass",
         hyperparameters="phalanx.algorithms.linear_learner.hyperparameters:LinearLearnerHyperparameters",
         preload=("phalanx.algorithms.linear_learner.fit",),
+        lasts=True,
         elastic=True,
     ),
     "random_cut_forest": Entry(
         "phalanx.algorithms.random_cut_forest.algorithm:RandomCutForest",
         "anomaly scores from trees of random cuts; time series and streams too",
         preload=("phalanx.algorithms.random_cut_forest.algorithm", "phalanx.algorithms.random_cut_forest.stream"),
+        lasts=True,
         elastic=True,
         answers="scores",
     ),
@@ -83,6 +88,7 @@ _BUILT_IN = {
         index_base=0,
         preload=("xgboost", "phalanx.algorithms.xgboost.algorithm"),
         prepares="phalanx.algorithms.xgboost.shared:prepare",
+        lasts=True,
     ),
 }
 ALGORITHMS = MappingProxyType(_BUILT_IN)

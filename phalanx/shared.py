@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, final
 
 from . import hyperparameters, registry, storage
-from .contracts import Json, Shard
+from .contracts import Json
 from .data.channel import Channel, guess_content_type, parse_content_type
 from .data.shard import FileShard, open_shard
 from .errors import UserError
@@ -30,7 +30,7 @@ _PART_OF_MEMORY = 8  # of the machine's, all channels together may take one part
 @dataclass(slots=True)
 class _Kept:
     key: str = ""
-    channels: dict[str, Shard] = field(default_factory=dict)
+    channels: dict[str, FileShard] = field(default_factory=dict)
 
 
 _kept = _Kept()
@@ -63,7 +63,7 @@ def prepare(payload: Json) -> None:
     settings = hyperparameters.parse(registry.load(algorithm).Hyperparameters, payload["hyperparameters"], owner=algorithm)
     columns = getattr(settings, "feature_dim", None)
     key = _key(inputs, algorithm=algorithm, seed=payload["seed"], columns=columns)
-    channels: dict[str, Shard] = {}
+    channels: dict[str, FileShard] = {}
     width = columns if isinstance(columns, int) else None
     with Scratch("shared") as scratch:
         for name in sorted(inputs, key=lambda name: (name != "train", name)):
@@ -78,7 +78,7 @@ def prepare(payload: Json) -> None:
 
 def channels_of(
     inputs: Mapping[str, Channel], *, algorithm: str, seed: int, columns: int | str | None
-) -> dict[str, Shard] | None:
+) -> dict[str, FileShard] | None:
     """Return the channels that were opened for workers like this one, None where there are none.
 
     Args:

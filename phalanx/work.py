@@ -170,7 +170,8 @@ class AlgorithmWork:
         """See `Work`."""
         payload = {"job": {**self.described(), **job}, "scratch": str(scratch)}
         brings = ("attempt-{attempt}/model", "attempt-{attempt}/output")
-        return replace(spec, target="phalanx.worker:main", payload=payload, preload=self.preload, brings=brings)
+        lasts = self.label if registry.entry(self.label).lasts else None
+        return replace(spec, target="phalanx.worker:main", payload=payload, preload=self.preload, brings=brings, lasts=lasts)
 
     def launcher(self, inner: Launcher) -> Launcher:
         """See `Work`."""

@@ -20,9 +20,9 @@ from types import FrameType
 from typing import Any, final
 
 from . import environment, hyperparameters, observing, pulse, registry, shared, storage
-from .contracts import Algorithm, Collective, Json, Shard, WorkerContext
+from .contracts import Algorithm, Collective, Json, WorkerContext
 from .data.channel import Channel, parse_content_type
-from .data.shard import open_shard
+from .data.shard import FileShard, open_shard
 from .errors import Stopped, UserError, from_record, to_record
 from .parallel.collective import Solo, together
 from .trainer.counting import count_learnt
@@ -147,7 +147,13 @@ def train(request: Request, world: Collective, context: WorkerContext, stop: Sto
         saver=saver,
         measuring=measuring,
     )
-    with stop.deferred(), contextlib.closing(saver) if saver else contextlib.nullcontext(), contextlib.closing(measuring):
+    with contextlib.ExitStack() as ending:
+        ending.enter_context(stop.deferred())
+        for shard in channels.values():
+            ending.callback(shard.close)
+        if saver is not None:
+            ending.callback(saver.close)
+        ending.callback(measuring.close)
         try:
             algorithm.fit(session)
             pulse.now.phase = "Saving"
@@ -169,14 +175,16 @@ def open_saver(given: Mapping[str, Json] | None, world: Collective, context: Wor
     return None if given is None else Saver(given, world=world, attempt=context.attempt, send=context.send)
 
 
-def open_channels(request: Request, world: Collective, context: WorkerContext, columns: int | str | None) -> dict[str, Shard]:
+def open_channels(
+    request: Request, world: Collective, context: WorkerContext, columns: int | str | None
+) -> dict[str, FileShard]:
     """Collective. Open every channel, `train` first: the others take its width."""
     kept = shared.channels_of(request.inputs, algorithm=request.algorithm, seed=request.seed, columns=columns)
     if kept is not None and world.size == 1:
         return kept
     index_base = registry.entry(request.algorithm).index_base
     width = columns if isinstance(columns, int) else None
-    channels: dict[str, Shard] = {}
+    channels: dict[str, FileShard] = {}
     for name in sorted(request.inputs, key=lambda name: (name != "train", name)):
         channels[name] = shard = open_shard(
             name,

@@ -10,10 +10,12 @@ import psutil
 import pytest
 from hypothesis import settings
 
+from phalanx.launch.lasting import IDLE_NAME
+
 settings.register_profile("phalanx", deadline=None)  # a busy machine is no failure: nothing here asserts a time
 settings.load_profile("phalanx")
 
-_SERVER = "phalanx.launch.forkserver"  # the warm server outlives a job on purpose; its workers must not
+_SERVER = "phalanx.launch.forkserver"  # the warm server outlives a job on purpose; its workers must not, but for idle ones
 
 
 def _threads() -> set[threading.Thread]:
@@ -37,7 +39,7 @@ def _children() -> set[psutil.Process]:
     for child in psutil.Process().children(recursive=True):
         try:
             is_server = _is_server(child) and child.ppid() == os.getpid()
-            if not is_server and child.status() != psutil.STATUS_ZOMBIE:
+            if not is_server and child.name() != IDLE_NAME and child.status() != psutil.STATUS_ZOMBIE:
                 found.add(child)
         except psutil.Error:
             continue

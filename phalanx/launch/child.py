@@ -43,6 +43,7 @@ class ChildRequest:
     command: list[str] | None
     payload: Json
     folder: str | None
+    lasts: str | None = None  # see `contracts.WorkerSpec`
 
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> ChildRequest:

@@ -5,11 +5,11 @@ one speaks JSON over a socket to the process that started it. When that process 
 worker with its descendants and ends; when the server itself is killed, its workers get SIGKILL from the kernel.
 
 When it forks it has one thread: it reads requests, forks, and tells each worker's pid and exit through that worker's own pipe.
+A worker that lasts (`lasting`) gets further jobs of its kind; without one for a while, it ends.
 """
 
 from __future__ import annotations
 
-import array
 import contextlib
 import ctypes
 import gc
@@ -20,7 +20,6 @@ import select
 import selectors
 import signal
 import socket
-import struct
 import sys
 import tempfile
 import threading
@@ -30,69 +29,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Never, final
 
+from .asking import SpawnFds, close_all, receive_request, send_request
 from .child import ChildRequest, run_child, thread_pools
+from .lasting import TAKEN, likeness, work
 
-_HEADER = struct.Struct("<Q")
-_MAX_FDS = 4
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # The server's life hangs on its parent alone. Blocked, not ignored: what reaches a worker that is being born waits for it.
 _BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
-@dataclass(frozen=True, slots=True)
-class SpawnFds:
-    """What a worker is given: its log, the pipe for its events, the pipe for its pid and exit, rank 0's listening socket."""
-
-    log: int
-    events: int
-    status: int
-    store: int | None
-
-    def given(self) -> list[int]:
-        """Return those that are there, in the order they travel."""
-        return [self.log, self.events, self.status, *([] if self.store is None else [self.store])]
+_IDLE_SECONDS = 2.0
 
 
-def send_request(sock: socket.socket, request: dict[str, Any], fds: SpawnFds) -> None:
-    """Ask the server behind `sock` for a worker."""
-    body = json.dumps(request).encode()
-    socket.send_fds(sock, [_HEADER.pack(len(body))], fds.given())
-    sock.sendall(body)
+@dataclass(slots=True)
+class _Worker:
+    """What the server holds of one worker."""
 
+    pid: int
+    status: int | None  # of its job; None: it waits for one
+    control: socket.socket | None = None  # to one that lasts
+    likeness: tuple[object, ...] | None = None
+    offered: tuple[dict[str, Any], SpawnFds] | None = None  # a job handed over that it has not taken yet
+    told: bool = False  # the exit of its job; whoever waits for it has not closed the status pipe yet
+    idle_since: float = 0.0
 
-def receive_request(sock: socket.socket) -> tuple[dict[str, Any], SpawnFds | None] | None:
-    """Return the next request, None when the other side is gone.
-
-    Its file descriptors are None when this process may open no more files: whoever asked sees their other ends close.
-    """
-    ancillary = socket.CMSG_LEN(_MAX_FDS * array.array("i").itemsize)
-    header, messages, flags, _ = sock.recvmsg(_HEADER.size, ancillary)
-    fds = array.array("i")
-    for level, kind, data in messages:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(data[: len(data) - len(data) % fds.itemsize])
-    if not header:
-        return None
-    for fd in fds:
-        os.set_inheritable(fd, False)
-    header += _read_exactly(sock, _HEADER.size - len(header))
-    body = json.loads(_read_exactly(sock, _HEADER.unpack(header)[0]))
-    if len(fds) < 3 or flags & socket.MSG_CTRUNC:
-        _close(*fds)
-        return body, None
-    return body, SpawnFds(fds[0], fds[1], fds[2], fds[3] if len(fds) > 3 else None)
-
-
-def _read_exactly(sock: socket.socket, size: int) -> bytes:
-    parts = []
-    while size:
-        part = sock.recv(min(size, 1 << 20))
-        if not part:
-            raise EOFError
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+    def is_idle(self) -> bool:
+        return self.control is not None and self.status is None and self.offered is None
 
 
 @final
@@ -103,7 +66,8 @@ class ForkServer:
         self._sock = sock
         self._fork = fork
         self._parent_fd = parent_fd
-        self._status: dict[int, int] = {}  # pid -> the worker's status pipe
+        self._workers: dict[int, _Worker] = {}  # by pid
+        self._selector = selectors.PollSelector()  # holds no file of its own that a worker would inherit
         self._woken, self._waker = socket.socketpair()
         self._pid = os.getpid()
         self._pools = thread_pools() if fork else None
@@ -115,22 +79,27 @@ class ForkServer:
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         signal.set_wakeup_fd(self._waker.fileno(), warn_on_full_buffer=False)
         try:
-            with selectors.PollSelector() as selector:  # holds no file of its own that a worker would inherit
-                for source in (self._sock, self._woken, self._parent_fd):
-                    if source is not None:
-                        selector.register(source, selectors.EVENT_READ)
-                while self._turn({key.fileobj for key, _ in selector.select()}):
-                    pass
+            for source in (self._sock, self._woken, self._parent_fd):
+                if source is not None:
+                    self._selector.register(source, selectors.EVENT_READ)
+            while self._turn({key.fileobj: key.data for key, _ in self._selector.select(self._patience())}):
+                pass
         finally:
             self._kill_all()
 
-    def _turn(self, ready: set[Any]) -> bool:
+    def _turn(self, ready: dict[Any, _Worker | None]) -> bool:
         """Handle what is ready; return whether to go on."""
         if self._woken in ready:
             with contextlib.suppress(BlockingIOError):
                 while self._woken.recv(4096):
                     pass
         self._reap()
+        for source, worker in ready.items():
+            if worker is not None and source is worker.control:
+                self._hear(worker)
+            elif worker is not None and source == worker.status:
+                self._release(worker)
+        self._end_idle()
         if self._parent_fd in ready:
             return False
         if self._sock in ready:
@@ -146,22 +115,93 @@ class ForkServer:
         return True
 
     def _spawn(self, request: dict[str, Any], fds: SpawnFds) -> None:
+        """Hand a job to a process that waits for one of its kind, or fork one."""
+        kind = likeness(request) if self._fork else None
+        idle = [worker for worker in self._workers.values() if worker.is_idle() and worker.likeness == kind]
+        if kind is not None and idle:
+            self._offer(max(idle, key=lambda worker: worker.idle_since), request, fds)
+        else:
+            self._fork_worker(request, fds, kind)
+
+    def _offer(self, worker: _Worker, request: dict[str, Any], fds: SpawnFds) -> None:
+        """Hand a job to a worker; where it ends before it has taken it, `_reap` forks another."""
+        worker.offered = (request, fds)
+        if worker.control is not None:
+            try:
+                send_request(worker.control, request, fds)
+            except OSError:
+                self._dismiss(worker)
+
+    def _fork_worker(self, request: dict[str, Any], fds: SpawnFds, kind: tuple[object, ...] | None) -> None:
+        control, end = socket.socketpair() if kind is not None else (None, None)
         try:
             pid = os.fork()
         except OSError as error:
             _tell(fds.status, {"error": f"no process for rank {request['rank']}: {error.strerror}"})
-            _close(*fds.given())
+            close_all(*fds.given(), *(s.detach() for s in (control, end) if s is not None))
             return
         if pid == 0:
-            self._become_worker(request, fds)
+            if control is not None:
+                control.close()
+            self._become_worker(request, fds, end)
         with contextlib.suppress(OSError):
             os.setpgid(pid, pid)  # the worker does so too: whoever is told its pid can signal its group
-        _close(fds.log, fds.events, *([] if fds.store is None else [fds.store]))
-        self._status[pid] = fds.status
-        if not _tell(fds.status, {"pid": pid}):
-            _kill_group(pid)  # nobody waits for it any more
+        self._workers[pid] = worker = _Worker(pid, None, control, kind)
+        if control is not None and end is not None:
+            end.close()
+            self._selector.register(control, selectors.EVENT_READ, worker)
+        self._begun(worker, fds)
 
-    def _become_worker(self, request: dict[str, Any], fds: SpawnFds) -> Never:
+    def _begun(self, worker: _Worker, fds: SpawnFds) -> None:
+        """Tell whoever asked for a worker its pid."""
+        close_all(fds.log, fds.events, *([] if fds.store is None else [fds.store]))
+        worker.status = fds.status
+        if not _tell(fds.status, {"pid": worker.pid}):
+            _kill_group(worker.pid)  # nobody waits for it any more
+
+    def _hear(self, worker: _Worker) -> None:
+        """Take in what a worker that lasts has to say."""
+        words = b""
+        with contextlib.suppress(OSError):
+            words = worker.control.recv(64) if worker.control is not None else b""
+        if not words:
+            self._dismiss(worker)  # it has ended
+        for word in words:
+            if word == TAKEN and worker.offered is not None:
+                _, fds = worker.offered
+                worker.offered = None
+                self._begun(worker, fds)
+            elif worker.status is not None:
+                worker.told = True
+                self._end_orphans(worker.pid)
+                _tell(worker.status, {"code": word, "time": time.time()})
+                self._selector.register(worker.status, selectors.EVENT_READ, worker)  # readable when its other end is closed
+
+    def _release(self, worker: _Worker) -> None:
+        """Nobody signals a worker any more whose job has ended: it may be given another."""
+        if worker.told and worker.status is not None:
+            self._selector.unregister(worker.status)
+            os.close(worker.status)
+            worker.status, worker.told, worker.idle_since = None, False, time.monotonic()
+
+    def _patience(self) -> float | None:
+        """Return seconds until a worker has been idle for long."""
+        idle = [worker.idle_since for worker in self._workers.values() if worker.is_idle()]
+        return max(0.0, min(idle) + _IDLE_SECONDS - time.monotonic()) if idle else None
+
+    def _end_idle(self) -> None:
+        for worker in self._workers.values():
+            if worker.is_idle() and time.monotonic() - worker.idle_since >= _IDLE_SECONDS:
+                self._dismiss(worker)
+
+    def _dismiss(self, worker: _Worker) -> None:
+        """Close the way to a worker, which then ends."""
+        if worker.control is not None:
+            self._selector.unregister(worker.control)
+            worker.control.close()
+            worker.control = None
+
+    def _become_worker(self, request: dict[str, Any], fds: SpawnFds, control: socket.socket | None) -> Never:
         """Never returns: the forked side runs its target or becomes its command."""
         code = 1
         try:
@@ -173,44 +213,74 @@ class ForkServer:
                 signal.signal(number, signal.SIG_DFL)
             os.dup2(fds.log, 1)
             os.dup2(fds.log, 2)
-            _close(fds.log, fds.status, *self._status.values())
-            _close(*(s.detach() for s in (self._sock, self._woken, self._waker)))
+            close_all(fds.log, fds.status)
+            for other in self._workers.values():
+                self._let_go(other)
+            close_all(*(s.detach() for s in (self._sock, self._woken, self._waker)))
             if self._parent_fd is not None:
-                _close(self._parent_fd)
+                close_all(self._parent_fd)
             signal.pthread_sigmask(signal.SIG_SETMASK, [])
             child = ChildRequest.of(request)
             if child.command is None and not self._fork:
                 _exec_fresh(request, fds)
-            code = run_child(child, events=fds.events, store=fds.store, pools=self._pools)
+            if control is None:
+                code = run_child(child, events=fds.events, store=fds.store, pools=self._pools)
+            else:
+                code = work(request, fds.events, control, self._pools)
         finally:
             os._exit(code)
 
+    def _let_go(self, worker: _Worker) -> None:
+        """Close all files that belong to a worker."""
+        if worker.control is not None:
+            worker.control.close()
+        if worker.status is not None:
+            os.close(worker.status)
+        if worker.offered is not None:
+            close_all(*worker.offered[1].given())
+
     def _reap(self) -> None:
         """Tell the exits of workers; what they left running ends with them."""
-        ended: list[tuple[int, dict[str, Any]]] = []
+        ended: list[tuple[_Worker, int]] = []
         with contextlib.suppress(ChildProcessError):
             while True:
                 pid, status = os.waitpid(-1, os.WNOHANG)
                 if pid == 0:
                     break
-                pipe = self._status.pop(pid, None)
-                if pipe is not None:
+                worker = self._workers.pop(pid, None)
+                if worker is not None:
                     _kill_group(pid)
-                    ended.append((pipe, {"code": os.waitstatus_to_exitcode(status), "time": time.time()}))
-        if not self._status:
-            for orphan in _children():  # one that left its worker's group; whose it was, nobody knows
-                _kill(orphan)
-        for pipe, message in ended:
-            _tell(pipe, message)
-            _close(pipe)
+                    ended.append((worker, os.waitstatus_to_exitcode(status)))
+        if ended:
+            self._end_orphans()
+        for worker, code in ended:
+            self._dismiss(worker)
+            if worker.told:
+                self._release(worker)
+            elif worker.status is not None:
+                _tell(worker.status, {"code": code, "time": time.time()})
+                os.close(worker.status)
+            if worker.offered is not None:  # it ended before it had begun with that job
+                self._fork_worker(*worker.offered, worker.likeness)
+
+    def _end_orphans(self, group: int | None = None) -> None:
+        """End children that are no workers: of a worker's group, or, where no worker has a job, all.
+
+        Whose one was that has left its group, nobody knows.
+        """
+        busy = any(not worker.is_idle() for worker in self._workers.values())
+        for orphan in _children():
+            with contextlib.suppress(ProcessLookupError):
+                if orphan not in self._workers and (not busy or os.getpgid(orphan) == group):
+                    _kill(orphan)
 
     def _kill_all(self) -> None:
-        for pid in self._status:
+        for pid in self._workers:
             _kill_group(pid)
-        while left := {*self._status, *_children()}:  # a descendant becomes a child when its parent has ended
+        while left := {*self._workers, *_children()}:  # a descendant becomes a child when its parent has ended
             for pid in left:
                 _kill(pid)
-            self._status.pop(os.waitpid(-1, 0)[0], None)
+            self._workers.pop(os.waitpid(-1, 0)[0], None)
 
 
 def shield() -> None:
@@ -258,11 +328,6 @@ def _tell(pipe: int, message: dict[str, Any]) -> bool:
     return True
 
 
-def _close(*fds: int) -> None:
-    for fd in fds:
-        os.close(fd)
-
-
 def _exec_fresh(request: dict[str, Any], fds: SpawnFds) -> None:
     """Become a fresh interpreter that runs the target, where a forked one is not safe."""
     with tempfile.TemporaryFile() as file:
@@ -306,7 +371,7 @@ def _ending_with_parent(sock: socket.socket, parent_fd: int | None) -> Iterator[
     finally:
         os.write(finish, b"x")
         watcher.join()
-        _close(done, finish)
+        close_all(done, finish)
 
 
 def _parent_fd(parent: int) -> int | None:

@@ -18,7 +18,7 @@ from typing import Any, Literal, final
 from .. import environment
 from ..contracts import Event, Exit, Member, WorkerSpec
 from ..errors import AlgorithmError, PlatformError, UserError
-from .forkserver import SpawnFds
+from .asking import SpawnFds
 from .warm import Server, acquire_server
 
 LOOPBACK = "127.0.0.1"
@@ -157,6 +157,7 @@ class LocalWorkers:
             "target": spec.target if spec.command is None else spec.forked,
             "command": None if spec.command is None else list(spec.command),
             "payload": spec.payload,
+            "lasts": spec.lasts,
             "folder": str(spec.folder) if spec.folder is not None else _here(),
         }
         with contextlib.ExitStack() as files:
@@ -291,9 +292,11 @@ class LocalWorkers:
             worker.refused = message.get("error")
             worker.code = message.get("code", worker.code)
             worker.ended_at = message.get("time")
-        if not data:
+        if worker.code is not None:
+            self._drop(worker, "status")  # tells the server that this worker is not signalled any more
+        elif not data:
             self._drop(worker, "status")
-            if worker.code is None and worker.pid is not None:
+            if worker.pid is not None:
                 self._signal(
                     signal.SIGKILL
                 )  # the server was killed, and the kernel kills its workers; their descendants it does not

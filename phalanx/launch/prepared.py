@@ -23,7 +23,8 @@ from typing import Any, final
 from .. import environment
 from ..contracts import Json, WorkerContext, Workers, WorkerSpec
 from ..errors import PlatformError
-from .forkserver import ForkServer, SpawnFds, send_request, shield
+from .asking import SpawnFds, send_request
+from .forkserver import ForkServer, shield
 from .local import LOOPBACK, LocalLauncher
 from .warm import WarmServer, acquire_server
 

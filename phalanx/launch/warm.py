@@ -15,7 +15,7 @@ from typing import Any, Protocol, final
 
 from .. import environment
 from ..errors import PlatformError
-from .forkserver import SpawnFds, send_request
+from .asking import SpawnFds, send_request
 
 _START = """
 import json, sys

@@ -5,17 +5,24 @@ from __future__ import annotations
 import fcntl
 import importlib
 import os
+import random
 import select
 import signal
 import stat
 import subprocess
 import sys
+import threading
+import warnings
 from types import FrameType
+
+import numpy
 
 from .. import environment
 from ..contracts import WorkerContext
 from ..errors import PlatformError, Stopped, UserError
 from ..heartbeat import Heartbeat
+
+_KEPT: list[object] = []
 
 
 def report(context: WorkerContext) -> None:
@@ -179,3 +186,55 @@ def _is_pipe_to_write(fd: int) -> bool:
         return stat.S_ISFIFO(os.fstat(fd).st_mode) and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_WRONLY
     except OSError:
         return False
+
+
+def disturb(context: WorkerContext) -> None:
+    """Change what can be put back between two jobs; and do, or leave, what the payload names."""
+    environment.set_variable("PHALANX_DISTURBED", "yes")
+    os.chdir("/")
+    os.umask(0o077)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR2])
+    random.seed(7)
+    numpy.random.seed(7)
+    numpy.seterr(all="raise")
+    warnings.simplefilter("ignore")
+    sys.stdout.write("a line without an end")
+    left = context.payload
+    if left == "thread":
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    elif left == "child":
+        subprocess.Popen(["sleep", "600"])
+    elif left == "file":
+        os.open(os.devnull, os.O_RDONLY)
+    elif left == "memory":
+        _KEPT.append(numpy.ones(40 << 20))
+    elif left == "stream":
+        sys.stdout = sys.stderr
+    elif left == "failure":
+        raise UserError("this job fails")
+    elif left == "exit":
+        sys.exit(3)
+    elif left == "death":
+        os.kill(os.getpid(), signal.SIGKILL)
+    context.send({"kind": "disturbed"})
+
+
+def state(context: WorkerContext) -> None:
+    """Tell what a job can see of the jobs before it."""
+    os.umask(mask := os.umask(0))
+    context.send(
+        {
+            "kind": "state",
+            "folder": os.getcwd(),
+            "variables": environment.beside_the_job(environment.snapshot()),
+            "mask": mask,
+            "handlers": [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)],
+            "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+            "random": [random.random(), float(numpy.random.random())],
+            "errors": str(numpy.geterr()),
+            "filters": str(warnings.filters),
+            "files": sorted(os.readlink(f"/proc/self/fd/{fd}").partition(":")[0] for fd in (0, 1, 2)),
+        }
+    )
+    print("state told")

@@ -18,6 +18,7 @@ import pytest
 
 import phalanx
 from phalanx import archive
+from phalanx.testing.launcher_checks import descendants
 from phalanx.tracking.console import PlainProgress
 
 LABELLED = "text/csv;label_size=1"
@@ -278,10 +279,10 @@ def test_secrets_reach_no_record(digits: Path, tmp_path: Path) -> None:
 def test_twenty_jobs_leave_nothing(digits: Path, tmp_path: Path) -> None:
     kmeans_job(digits, tmp_path, workers=2, name="warm-up").run(progress=False)
     me = psutil.Process()
-    before = (me.num_fds(), me.num_threads(), len(me.children(recursive=True)))
+    before = (me.num_fds(), me.num_threads(), len(descendants()))
     for i in range(20):
         kmeans_job(digits, tmp_path, workers=2, name=f"job-{i}").run(progress=False)
-    after = (me.num_fds(), me.num_threads(), len(me.children(recursive=True)))
+    after = (me.num_fds(), me.num_threads(), len(descendants()))
     assert after == before
 
 

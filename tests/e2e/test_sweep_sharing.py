@@ -25,6 +25,7 @@ from phalanx.algorithms.xgboost import shared as xgboost_shared
 from phalanx.algorithms.xgboost.hyperparameters import XGBoostHyperparameters
 from phalanx.contracts import Json
 from phalanx.data.channel import Channel
+from phalanx.testing.launcher_checks import descendants
 
 RANGES: dict[str, dict[str, Any]] = {
     "xgboost": {"eta": phalanx.Continuous(0.05, 0.5, "log"), "max_bin": phalanx.Categorical([256, 16])},
@@ -119,7 +120,7 @@ def test_what_may_be_shared(url: str, more: dict[str, Any], may: bool, cancer: P
 
 def left_behind() -> tuple[int, int, int, list[str]]:
     """Return threads, files, workers and entries of the temporary folder that this process has now."""
-    workers = [worker for server in psutil.Process().children() for worker in server.children(recursive=True)]
+    workers = [process for process in descendants() if process.ppid() != os.getpid()]
     return threading.active_count(), psutil.Process().num_fds(), len(workers), os.listdir(tempfile.gettempdir())
 
 

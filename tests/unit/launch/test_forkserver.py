@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from phalanx.errors import PlatformError, UserError
-from phalanx.launch.forkserver import SpawnFds, receive_request, send_request
+from phalanx.launch.asking import SpawnFds, receive_request, send_request
 from phalanx.launch.local import LocalLauncher
 from phalanx.launch.stopping import StopRequest
 from phalanx.launch.supervise import Budget, supervise
