@@ -12,6 +12,7 @@ import contextlib
 import gc
 import importlib
 import os
+import select
 import selectors
 import socket
 import sys
@@ -30,6 +31,7 @@ from .warm import WarmServer, acquire_server
 
 _TASKS = Path("/proc/self/task")
 _END_SECONDS = 5.0
+_DYING_SECONDS = 1.0  # in which a process that lost its workers is seen to end
 
 
 @final
@@ -57,7 +59,14 @@ class PreparedLauncher:
     def start(self, spec: WorkerSpec) -> Workers:
         """See `LocalLauncher.start`."""
         template = self._living() if spec.workers == 1 and spec.command is None else None
-        return self._inner.start(spec, template if set(self._preload).issuperset(spec.preload) else None)
+        if template is None or not set(self._preload).issuperset(spec.preload):
+            return self._inner.start(spec)
+        try:
+            return self._inner.start(spec, template)
+        except PlatformError:
+            if not template.ended(_DYING_SECONDS):
+                raise
+        return self._inner.start(spec)
 
     def close(self) -> None:
         """End the template process and every worker it has."""
@@ -113,7 +122,13 @@ class Template:
 
     def alive(self) -> bool:
         """Return whether the process still runs."""
-        return not self._closed and not self._ended(0.0)
+        return not self._closed and not self.ended(0.0)
+
+    def ended(self, timeout_s: float) -> bool:
+        """Return whether the process has ended, waiting at most so long for its end."""
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)  # it never writes there
+        return bool(waiting.poll(timeout_s * 1e3))
 
     def spawn(self, request: dict[str, Any], fds: SpawnFds) -> None:
         """See `WarmServer.spawn`."""
@@ -135,20 +150,19 @@ class Template:
         if not self._closed:
             self._closed = True
             self._socket.close()
-            self._ended(_END_SECONDS)
+            self._await_exit()
         with contextlib.suppress(OSError):
             os.close(self._status)
         self._server.release()
 
-    def _ended(self, timeout_s: float) -> bool:
-        """Return whether the status pipe has told of the end, waiting for it at most so long."""
+    def _await_exit(self) -> None:
+        """Wait until the status pipe has told of the end, but not for ever."""
         with selectors.DefaultSelector() as selector:
             selector.register(self._status, selectors.EVENT_READ)
-            while selector.select(timeout_s):
+            while selector.select(_END_SECONDS):
                 data = os.read(self._status, 4096)
                 if not data or b'"code"' in data or b'"error"' in data:
-                    return True
-        return False
+                    return
 
 
 def serve(context: WorkerContext) -> None:
