@@ -2,7 +2,8 @@
 
     python benchmarks/tuning.py overhead [--trials 16] [--rows 8000] [--rounds 100]
     python benchmarks/tuning.py quality [--seeds 10] [--table 200] [--problems 15] [--budgets 16x8,100x1] [--cache DIR]
-    python benchmarks/tuning.py stopping [--seeds 10] [--trials 30] [--rows 4000] [--rounds 200]
+    python benchmarks/tuning.py stopping [--seeds 10] [--trials 30] [--rows 2000] [--rounds 200] [--data DIR] [--sets a,b]
+        [--kinds median,auto,hyperband] [--cache DIR]
     python benchmarks/tuning.py soak [--trials 200]
     python benchmarks/tuning.py kills [--seeds 10] [--trials 16]
 
@@ -12,7 +13,8 @@ the faster one counts. Bare runs the trials that the tuner proposed, for deeper 
 quality: every problem is a data set of scikit-learn's and an algorithm. Its table holds real trainings at random points;
 forests fitted to them stand in for training, so that many trials are cheap. Regret is 0 at the best value known of a
 problem, 1 at the median of random points. A budget of 16x8 is 16 batches of 8 proposals made without each other's results.
-stopping: the same sweep with early stopping and without, seconds of training and best score.
+stopping: the same sweep with early stopping and without, over data sets and seeds: processor seconds of the workers, from their
+fork to their end, and best score; median, worst, and in how many sweeps both marks are reached.
 soak: many short trials in one driver; its memory, files, threads, and what it leaves.
 kills: sweeps whose driver and workers are killed with SIGKILL at random moments and that are resumed; their tables of trials
 against that of an undisturbed sweep.
@@ -45,6 +47,7 @@ import optuna
 import psutil
 from sklearn import datasets
 from tuning_quality import CORES, SPACE, quality
+from tuning_stopping import stopping
 
 import phalanx
 from common import machine, table, versions
@@ -144,36 +147,6 @@ def overhead(options: argparse.Namespace) -> None:
     print(f"\n{trials} trials of {rounds} rounds, mean of {options.repeats} sweeps with different seeds")
     print(f"{statistics.fmean(beside):.3f} s of a slot beside training a trial")
     print(f"the first sweep of a process starts the warm server: {warm_s:.1f} s for a trial of 2 rounds")
-
-
-# what early stopping saves
-
-
-def stopping(options: argparse.Namespace) -> None:
-    rows: list[list[Any]] = []
-    trials, rounds = options.trials or 30, options.rounds or 200
-    for seed in range(options.first_seed, options.first_seed + options.seeds):
-        features, label = made(options.rows or 4000, seed)
-        with tempfile.TemporaryDirectory() as folder:
-            inputs = write_csv(Path(folder), features, label)
-            for kind in ("off", "median", "auto"):
-                wall, tuner = swept(
-                    inputs, trials, rounds, Path(folder), name=f"s-{kind}", early_stopping=kind, seed=seed, strategy="auto"
-                )
-                table_of = tuner.trials()
-                seconds = sum(trial.seconds for trial in table_of)
-                steps = sum(trial.step for trial in table_of)
-                if kind == "off":
-                    base, whole, score = seconds, steps, tuner.best().objective
-                ratio = tuner.best().objective / score
-                stopped = sum(t.status == "Stopped" for t in table_of)
-                rows.append([seed, kind, stopped, wall, seconds, seconds / base, steps / whole, ratio])
-                print(*(f"{cell:.4g}" if isinstance(cell, float) else cell for cell in rows[-1]), file=sys.stderr, flush=True)
-    head = ["seed", "early stopping", "stopped", "wall s", "training s", "s of off", "steps of off", "best logloss of off"]
-    for kind in ("median", "auto"):
-        own = [row for row in rows if row[1] == kind]
-        rows.append(["mean", kind, *("" for _ in range(3)), *(statistics.fmean(row[n] for row in own) for n in (5, 6, 7))])
-    print(table(head, rows))
 
 
 # what a driver holds and leaves
@@ -321,9 +294,12 @@ def main() -> None:
     parser.add_argument("--table", type=int, default=200)
     parser.add_argument("--problems", type=int, default=15)
     parser.add_argument("--budgets", default="16x8,100x1")
-    parser.add_argument("--cache", help="quality: folder of tables and results, from which a second run goes on")
+    parser.add_argument("--cache", help="quality, stopping: folder of results, from which a second run goes on")
+    parser.add_argument("--data", type=Path, help="stopping: folder with a9a/ and nycflights13/, for two more sets")
+    parser.add_argument("--sets", help="stopping: some of the data sets")
+    parser.add_argument("--kinds", default="median,auto,hyperband", help="stopping: what is compared with off")
     parser.add_argument("--deterministic", action="store_true", help="quality: also what deterministic sweeps propose")
-    parser.add_argument("--minutes", type=float, default=math.inf, help="quality: begin no search after so long")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="quality, stopping: begin no search after so long")
     options = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     print(f"{machine()}; {versions('optuna', 'xgboost-cpu', 'numpy')}\n")

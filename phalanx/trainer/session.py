@@ -109,8 +109,10 @@ class WorkerSession:
         """Collective. Return what the ranks agreed on: the same on all at the same step.
 
         Ranks vote a few times a second, not at every step: each vote carries the duration of a step as well, from
-        whose maximum all derive the number of steps until the next.
+        whose maximum all derive the number of steps until the next. A rank that is alone has nobody to ask whether to stop.
         """
+        if self.world.size == 1 and self._stop_requested():
+            return _STOP
         if step < self._next_vote:
             return 0
         now = time.monotonic()

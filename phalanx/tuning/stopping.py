@@ -1,7 +1,9 @@
 """Early stopping: whether a trial goes on, from its curve and those of the others. Nobody waits for anybody.
 
 Median rule: Golovin et al., "Google Vizier" (2017). Successive halving without waiting, with promotion: Li et al., "A System
-for Massively Parallel Hyperparameter Tuning" (2020). Values are such that larger is better; the caller turns the sign.
+for Massively Parallel Hyperparameter Tuning" (2020). Extrapolated curves: Domhan et al., "Speeding Up Automatic Hyperparameter
+Optimization of Deep Neural Networks by Extrapolation of Learning Curves" (2015), here by one power law. Values are such that
+larger is better; the caller turns the sign.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ from typing import Protocol, final
 
 _CHECKS = 50  # of a trial whose length is known
 _LEAST_SEEN = 4  # steps before anything is said of later ones
-_MOST_RATIO, _UNKNOWN_RATIO = 1.1, 0.5  # of a doubling's gain and the gain before
+_MOST_RATIO, _UNKNOWN_RATIO = 1.0, 0.5  # of a doubling's gain and the gain before
+_CREDIT = 0.6  # of the gain that is still to come
 _FEWEST = 3  # trials at a rung before any is stopped
 _FIRST_RUNG = 8  # of `Halving`: one in so many of a whole trial's steps
+_SHARES = ((3 / 16, 0.6), (3 / 8, 0.4), (1.0, 0.2))  # of those at a rung that lies before such a part of a whole trial
+_UNKNOWN_SHARE = 0.4  # where the length of a whole trial is not known
 
 
 @final
@@ -58,8 +63,8 @@ class Curve:
         """Return what step `most` is expected to bring, by the values up to `step`: each doubling gains a share of the last.
 
         Slow learners would look poor beside fast ones that have little left to gain. Losses fall by shares of themselves, and
-        are looked at by their logarithm. No gain is expected where the last doubling has brought none; less than four steps
-        say nothing, and their value itself is returned.
+        are looked at by their logarithm. Three fifths of the gain to come are counted, for it is not certain. No gain is
+        expected where the last doubling has brought none; less than four steps say nothing, and their value itself is returned.
         """
         value = self._level(step)
         if step < _LEAST_SEEN:
@@ -88,6 +93,7 @@ def _gone_on(seen: Sequence[float], factor: float) -> float:
         return value
     ratio = min(gain / before, _MOST_RATIO) if before > 0 else _UNKNOWN_RATIO
     left = math.log2(max(factor, 1.0))
+    gain *= _CREDIT
     while left > 0:
         gain *= ratio
         value += gain * min(1.0, left)
@@ -168,24 +174,22 @@ class MedianRule:
 class Halving:
     """Asynchronous successive halving: at every rung the best share of those that got there goes on.
 
-    The best are those of whose whole trials the most is expected (`Curve.expected`). A trial that is stopped at a rung may be
-    among the best there later, when more have come: then it is promoted.
+    The best are those of whose whole trials the most is expected (`Curve.expected`). Early curves say little, so that three
+    fifths go past rungs up to an eighth of a whole trial, two fifths past a quarter, one past a half; two fifths past any where
+    the length is not known. A trial that is stopped at a rung may be among the best there later, when more have come: then it
+    is promoted.
 
     Args:
         least: steps of the first rung, the others are twice as far each; None: an eighth of a whole trial, 4 where that is not
             known.
         most: steps of a whole trial; None: as trials say.
-        share: of those that got to a rung, goes on from it.
         brackets: 1; more: trial n begins at rung n % brackets, as in Hyperband, in case early values mislead.
     """
 
-    def __init__(
-        self, *, least: int | None = None, most: int | None = None, share: float = 0.3, brackets: int = 1, promotes: bool = True
-    ) -> None:
+    def __init__(self, *, least: int | None = None, most: int | None = None, brackets: int = 1, promotes: bool = True) -> None:
         self.promotes = promotes
         self._least = least
         self._most = most
-        self._share = share
         self._brackets = brackets
 
     def rungs(self, number: int, of: int | None) -> list[int]:
@@ -218,20 +222,24 @@ class Halving:
         return None
 
     def _among_best(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
-        most = self._most or curves[number].of or step * 2
+        length = self._most or curves[number].of
+        most = length or step * 2
         there = [curve for other, curve in curves.items() if self._same(number, other) and curve.reaches(step)]
         if len(there) < _FEWEST:
             return True
         own = curves[number].expected(step, most)
-        return sum(curve.expected(step, most) > own for curve in there) < max(1, int(len(there) * self._share))
+        kept = max(1, int(len(there) * _kept(step, length)))
+        return sum(curve.expected(step, most) > own for curve in there) < kept
 
     def _same(self, number: int, other: int) -> bool:
         return number % self._brackets == other % self._brackets
 
 
-def longest(curves: Iterable[Curve]) -> int:
-    """Return the most steps of any curve."""
-    return max((curve.steps[-1] for curve in curves if curve.steps), default=0)
+def _kept(step: int, length: int | None) -> float:
+    """Return the share of trials that goes on past a rung."""
+    if length is None:
+        return _UNKNOWN_SHARE
+    return next(share for part, share in _SHARES if step <= part * length)
 
 
 def improved_at(values: Sequence[float]) -> int:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+
+import pytest
 
 from phalanx.tuning.stopping import Curve, Halving, MedianRule, Never
 
@@ -28,8 +31,9 @@ def test_curve() -> None:
 
 def test_expected_goes_on_as_the_last_doublings_went() -> None:
     slow = curve([-(step**-0.5) for step in range(1, 401)])  # a power law: every doubling brings 0.71 of the gain before
-    assert abs(slow.expected(50, 400) - slow.value_at(400)) < 0.02
-    assert slow.expected(50, 50) < slow.expected(50, 400) < 0.0
+    assert slow.expected(50, 50) < slow.expected(50, 200) < slow.expected(50, 400) < slow.value_at(400)
+    gain = math.log(slow.value_at(400) / slow._level(50))
+    assert 0.5 < math.log(slow.expected(50, 400) / slow._level(50)) / gain < 0.7  # three fifths of what is to come
     assert curve([-(0.98**step) for step in range(400)]).expected(100, 400) < 0.0  # no loss falls below 0
     flat = curve([1.0] * 40)
     assert flat.expected(20, 400) == 1.0
@@ -80,10 +84,11 @@ def test_rungs() -> None:
     assert Halving(least=2, most=32, brackets=2).rungs(2, None) == [2, 4, 8, 16]
 
 
-def test_halving_keeps_three_tenths() -> None:
-    rule = Halving(least=3, most=30)
-    curves = {n: curve([float(n)] * 3, of=30) for n in range(10)}
-    assert [rule.stops(n, 3, curves) for n in range(10)] == [True] * 7 + [False] * 3
+@pytest.mark.parametrize(("of", "kept"), [(24, 6), (12, 4), (6, 2), (None, 4)])
+def test_halving_keeps_fewer_the_later_a_rung(of: int | None, kept: int) -> None:
+    rule = Halving(least=3, most=of)
+    curves = {n: Curve(steps=[3], values=[float(n)], _sums=[float(n)], _bests=[float(n)]) for n in range(10)}
+    assert [rule.stops(n, 3, curves) for n in range(10)] == [True] * (10 - kept) + [False] * kept
     assert not rule.stops(0, 3, {n: curves[n] for n in (0, 5)})  # too few to say
 
 
