@@ -58,9 +58,9 @@ def written(folder: Path, features: Any, label: Any) -> tuple[dict[str, str], di
 
 
 def worked() -> float:
-    """Return the processor seconds of all processes below this one that have ended."""
-    times = [server.cpu_times() for server in psutil.Process().children()]
-    return sum(each.children_user + each.children_system for each in times)
+    """Return the processor seconds of all processes below this one, living and ended."""
+    times = [process.cpu_times() for process in psutil.Process().children(recursive=True)]
+    return sum(each.user + each.system + each.children_user + each.children_system for each in times)
 
 
 def swept(
@@ -105,6 +105,11 @@ def stopping(options: argparse.Namespace) -> None:
     begun = time.monotonic()
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / "warm"  # starts the warm server, so that no sweep is charged with it
+        folder.mkdir()
+        inputs, settings = written(folder, *loaded("wine", 100, 0, None))
+        few = argparse.Namespace(rounds=2, trials=2)
+        swept("wine", "off", 0, inputs, settings, folder, few)
         cache = Path(options.cache or scratch) / "stopping.jsonl"
         cache.parent.mkdir(parents=True, exist_ok=True)
         if cache.exists():
