@@ -17,6 +17,7 @@ from . import (
     lstm,
     moves,
     paths,
+    quasi_newton,
     series,
     swaps,
     words,
@@ -27,7 +28,21 @@ def main() -> None:
     """Compile all kernels into numba's cache, or load those that lie there."""
     kernels.warm_up()
     recordio_kernels.warm_up()
-    tables = (bounds, factorization, forest, forest_batch, forest_stream, kmeans, linear, logistic, lstm, paths, series, swaps)
+    tables = (
+        bounds,
+        factorization,
+        forest,
+        forest_batch,
+        forest_stream,
+        kmeans,
+        linear,
+        logistic,
+        lstm,
+        paths,
+        quasi_newton,
+        series,
+        swaps,
+    )
     by_import = ", ".join(module.__name__ for module in (*tables, blazingtext, labels, moves, words))
     print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {by_import}")
 

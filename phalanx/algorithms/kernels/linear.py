@@ -53,26 +53,12 @@ def sparse_gradient(indptr, indices, values, slopes, of_column, of_score, out):
                 out[j, m] += (value * slopes[i, m] + anchor) - anchor
 
 
-@njit("void(f8[:, :, ::1], f8[:, :, ::1], f8[::1])", nogil=True, cache=True)
-def dots(a, b, out):
-    """Add the products of each candidate's vectors, (D, P, K) both, to `out` (P,)."""
-    sums = np.zeros(a.shape[1:])
-    for j in range(a.shape[0]):
-        for p in range(a.shape[1]):
-            for k in range(a.shape[2]):
-                sums[p, k] += a[j, p, k] * b[j, p, k]
-    for p in range(a.shape[1]):
-        out[p] += sums[p].sum()
-
-
-@njit("void(f8[:, :, ::1], f8[::1], f8[:, :, ::1])", nogil=True, cache=True)
-def add_scaled(a, factors, b):
-    """Add each candidate's vector in `b` (D, P, K), times its factor (P,), to that in `a`."""
-    for j in range(a.shape[0]):
-        for p in range(a.shape[1]):
-            factor = factors[p]
-            for k in range(a.shape[2]):
-                a[j, p, k] += factor * b[j, p, k]
+@njit("void(f8[:, ::1], f8[::1], f8[::1])", nogil=True, cache=True)
+def sizes(weights, largest, sums):
+    """Add the magnitudes of weights (D, M), times bounds of the features (D,), to `sums` (M,)."""
+    for j in range(weights.shape[0]):
+        for m in range(weights.shape[1]):
+            sums[m] += largest[j] * abs(weights[j, m])
 
 
 @njit("void(i8[::1], f4[::1], f8[::1], f8[::1], f8[:, ::1])", nogil=True, cache=True)

@@ -5,7 +5,7 @@ the bias stands apart, and plus a candidate's penalty, they precondition the sol
 are not too many, otherwise by their diagonal. Moments of some of the rows are enough; sums of them are exact, so every number
 of workers and threads gets the same (`fixed_point`).
 
-Legend of shapes: D columns, P candidates, K outputs; weights are (D + 1, P, K), the last row is the bias.
+Legend of shapes: D columns, M outputs of all candidates; weights are (D + 1, M), the last row is the bias.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import numpy as np
 
 from ...contracts import Array, Collective, Csr
 from ..fixed_point import grid, snap
-from ..kernels import linear as loops
+from ..kernels import linear as rows_loops
+from ..kernels import quasi_newton as loops
 from ..kernels.blas import single_threaded_blas
 from .data import Piece
 from .objective import Crew
@@ -59,36 +60,35 @@ class Curvature:
             return self
         return Curvature(self._mean[columns], self._diagonal[columns], self._change, use_bias=self._use_bias)
 
-    def solve(self, vector: Array, wd: Array, sharp: Array) -> Array:
-        """Return the inverse of (curvature + wd) times a vector (D + 1, P, K) of gradients.
+    def solve(self, vector: Array, wd: Array, sharp: Array, scale: Array, crew: Crew) -> None:
+        """Divide gradients (D + 1, M), one column a candidate's output, by curvature + wd; multiply with `scale`; in place.
 
         Args:
             vector: of the candidates.
-            wd: (P,) their L2 penalties.
-            sharp: (P,) who has an L1 penalty: their weights stay in an orthant, which only steps along the axes respect.
+            wd: (M,) their L2 penalties.
+            sharp: (M,) who has an L1 penalty: their weights stay in an orthant, which only steps along the axes respect.
+            scale: (M,) of the answer.
+            crew: of threads.
         """
-        out = self._solve(vector, wd)
-        if sharp.any():
-            scale = self._change * self._diagonal[:, None] + wd[sharp]
-            out[:-1, sharp] = vector[:-1, sharp] / scale[:, :, None]
-            out[-1, sharp] = vector[-1, sharp] / self._change if self._use_bias else 0.0
-        return out
-
-    def _solve(self, vector: Array, wd: Array) -> Array:
-        columns = len(self._mean)
-        bias = vector[-1] if self._use_bias else np.zeros_like(vector[-1])
-        inner = vector[:-1] - self._mean[:, None, None] * bias
-        scale = 1 / (self._change * self._values[:, None] + wd)[:, :, None]
-        if self._vectors is None:
-            inner = inner * scale
-        else:
+        bias = vector[-1].copy() if self._use_bias else np.zeros(vector.shape[1])
+        coupled = np.where(sharp, 0.0, bias)
+        if self._vectors is not None and not sharp.all():
+            inner = vector[:-1] - self._mean[:, None] * coupled
             with single_threaded_blas():
-                turned = (self._vectors.T @ inner.reshape(columns, -1)).reshape(inner.shape) * scale
-                inner = (self._vectors @ turned.reshape(columns, -1)).reshape(inner.shape)
-        out = np.empty_like(vector)
-        out[:-1] = inner
-        out[-1] = bias / self._change - np.einsum("d,dpk->pk", self._mean, inner) if self._use_bias else 0.0
-        return out
+                turned = (self._vectors.T @ inner) * (scale / (self._change * self._values[:, None] + wd))
+                inner = self._vectors @ turned
+            along_axes = vector[:-1] * (scale / (self._change * self._diagonal[:, None] + wd)) if sharp.any() else inner
+            vector[:-1] = np.where(sharp, along_axes, inner)
+            moved = self._mean @ inner
+        else:
+            parts = (self._mean, self._diagonal)
+
+            def work(start: int, stop: int, sums: Array) -> None:
+                of = (part[start:stop] for part in parts)
+                loops.over_diagonal(vector[start:stop], *of, coupled, self._change, wd, scale, sums)
+
+            moved = crew.sums(work, len(vector) - 1, vector.shape[1], (vector.shape[1],))
+        vector[-1] = scale * bias / self._change - np.where(sharp, 0.0, moved) if self._use_bias else 0.0
 
 
 def measure(
@@ -142,10 +142,10 @@ def _moments(piece: Piece, anchors: Array, of_column: Array, anchor: float, *, f
     if isinstance(features, Csr):
         if full:
             out = np.zeros((columns + 1, columns))
-            loops.sparse_products(features.indptr, features.indices, features.values, anchors, of_column, anchor, out)
+            rows_loops.sparse_products(features.indptr, features.indices, features.values, anchors, of_column, anchor, out)
             return out
         out = np.zeros((2, columns))
-        loops.sparse_moments(features.indices, features.values, anchors, of_column * of_column * anchor, out)
+        rows_loops.sparse_moments(features.indices, features.values, anchors, of_column * of_column * anchor, out)
         return out[::-1]
     out = np.zeros((columns + 1, columns)) if full else np.zeros((2, columns))
     grids = np.outer(of_column, of_column) * anchor

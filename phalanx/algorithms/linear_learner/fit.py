@@ -105,8 +105,9 @@ class Training:
                 tolerance *= LOOSER
             objective = self._screened_by if self._screening else self._objective
             pieces = self._pieces("sample" if self._screening else "train")
-            losses, gradients, weight = objective.sums(solver.trial[:, active], self._members[active], pieces)
-            solver.advance(losses / max(weight, 1e-300), gradients / max(weight, 1e-300), tolerance)
+            losses, gradients, weight = objective.sums(solver.trial, self._members[active], pieces)
+            gradients /= max(weight, 1e-300)
+            solver.advance(losses / max(weight, 1e-300), gradients, tolerance)
             self._step += 1
             metrics = {"train:objective_loss": float(solver.loss.min())}
             if self._screening is None and not self._goes_on(solver):
@@ -125,11 +126,11 @@ class Training:
         assert self._measured_by is not None
         outputs = self._wanted.outputs
         if self._screening is None:
-            return Solver(self._columns, self._penalty.of(self._members), outputs, self._measured_by, start)
+            return Solver(self._columns, self._penalty.of(self._members), outputs, self._measured_by, self._crew, start)
         of = self._screened.columns
         penalty = self._penalty.of(self._members, self._screening.sharper)
         columns = self._columns if of is None else len(of)
-        return Solver(columns, penalty, outputs, self._measured_by.among(of), start, memory=MEMORY)
+        return Solver(columns, penalty, outputs, self._measured_by.among(of), self._crew, start, memory=MEMORY)
 
     def _narrowed(self, solver: Solver) -> Solver:
         """Collective. End the screening: the best candidates go on, with all rows, from where they are."""

@@ -8,6 +8,7 @@ Legend of shapes: N rows, D columns, P candidates, K outputs of a row, M = P·K.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Self, final
@@ -25,6 +26,7 @@ from .losses import Logistic, Loss
 _GROUP_FEATURES = 1 << 20  # that a thread works on at once: they stay in a cache
 _GROUP_SCORES = 1 << 17
 _SPARSE_ROWS = 8192
+_RUN = 1 << 18  # numbers of an array that a thread takes at once
 
 
 @final
@@ -76,13 +78,13 @@ class Objective:
         """
         columns, models, outputs = weights.shape[0] - 1, weights.shape[1], weights.shape[2]
         flat = np.ascontiguousarray(weights.reshape(columns + 1, models * outputs))
-        grids = _Grids(self, flat, models)
+        grids = _Grids(self, flat, models, gradients=gradients)
         class_weight = self._class_weight[:, active]
         plain = bool((class_weight == 1).all())
 
         def work(group: Piece) -> None:
             part = grids.mine()
-            part.weight += float(snap(group.weight, grids.weight).sum())
+            part.weight += snap(group.weight, grids.weight).sum()
             factor: Array | None = None
             if not plain or (group.weight != 1).any():
                 factor = group.weight[:, None] * class_weight[_classes(group.label, len(class_weight))]
@@ -102,17 +104,16 @@ class Objective:
 
         whole = isinstance(self._loss, Logistic)  # whose kernels go through a piece chunk by chunk
         self._crew.run(work, pieces if whole else _groups(pieces, models * outputs))
-        total = grids.total()
-        sent = [np.append(total.loss, total.weight)]
-        if gradients:
-            sent.append(total.gradient.ravel())
-        sums = self._world.all_reduce(np.concatenate(sent))
-        gradient = sums[models + 1 :] if gradients else total.gradient
+        sums = self._world.all_reduce(grids.total())
+        gradient = sums[models + 1 :] if gradients else np.zeros(flat.shape)
         return sums[:models], gradient.reshape(weights.shape), float(sums[models])
 
     def bounds(self, flat: Array) -> tuple[Array, Array]:
         """Return bounds of slopes (M,) and of losses (M,) of a row, weighted."""
-        gap = self._largest @ np.abs(flat[:-1]) + np.abs(flat[-1]) + self._largest_label
+        sizes = self._crew.sums(
+            lambda a, b, sums: loops.sizes(flat[a:b], self._largest[a:b], sums), len(flat) - 1, flat.shape[1], (flat.shape[1],)
+        )
+        gap = sizes + np.abs(flat[-1]) + self._largest_label
         slope = self._loss.largest_slope(gap)
         return slope * self._largest_weight, (slope * 2 * gap + 64) * self._largest_weight
 
@@ -133,23 +134,23 @@ class Objective:
 
 
 class _Part:
-    """What one thread has added up."""
+    """What one thread has added up: losses (P,), the weight (1,), gradients (D + 1, M) where they are wanted."""
 
-    def __init__(self, columns: int, models: int, width: int) -> None:
-        self.loss = np.zeros(models)
-        self.gradient = np.zeros((columns + 1, width))
-        self.weight = 0.0
+    def __init__(self, models: int, shape: tuple[int, int]) -> None:
+        self.all = np.zeros(models + 1 + shape[0] * shape[1])
+        self.loss, self.weight = self.all[:models], self.all[models : models + 1]
+        self.gradient = self.all[models + 1 :].reshape(shape)
 
 
 @final
 class _Grids:
     """The anchors of a pass, and the parts of its threads."""
 
-    def __init__(self, objective: Objective, flat: Array, models: int) -> None:
+    def __init__(self, objective: Objective, flat: Array, models: int, *, gradients: bool) -> None:
         import threading
 
         slope, loss = objective.bounds(flat)
-        self._shape = (len(flat) - 1, models, flat.shape[1])
+        self._shape = (models, (len(flat) if gradients else 0, flat.shape[1]))
         self.loss = grid(loss.reshape(models, -1).max(axis=1), objective.addends)
         self.score = grid(slope, objective.addends)
         self.weight = grid(objective.largest_weight, objective.addends)
@@ -169,14 +170,12 @@ class _Grids:
                 self._parts.append(part)
         return part
 
-    def total(self) -> _Part:
+    def total(self) -> Array:
         """Return the sum of all parts; sums on a grid are the same in any order."""
-        total = self._parts[0] if self._parts else _Part(*self._shape)
-        for part in self._parts[1:]:
-            total.loss += part.loss
-            total.gradient += part.gradient
-            total.weight += part.weight
-        return total
+        parts = self._parts or [_Part(*self._shape)]
+        for part in parts[1:]:
+            parts[0].all += part.all
+        return parts[0].all
 
 
 def scores(features: Array | Csr, flat: Array, block: int) -> Array:
@@ -230,6 +229,33 @@ class Crew:
                     work(group)
             for one in waiting:
                 one.result()
+
+
+    def over(self, work: Callable[[int, int], None], rows: int, width: int) -> None:
+        """Do `work(start, stop)` on runs of rows of an array with so many, `width` numbers each."""
+        self._spread([functools.partial(work, start, stop) for start, stop in _runs(rows, width)])
+
+    def sums(self, work: Callable[[int, int, Array], None], rows: int, width: int, shape: tuple[int, ...]) -> Array:
+        """As `over`; return the sum of what `work(start, stop, sums)` adds up, in the order of the runs."""
+        runs = _runs(rows, width)
+        parts = np.zeros((len(runs), *shape))
+        self._spread([functools.partial(work, *run, part) for run, part in zip(runs, parts, strict=True)])
+        total: Array = parts[0] if len(parts) == 1 else parts.sum(axis=0)
+        return total
+
+    def _spread(self, tasks: list[Callable[[], None]]) -> None:
+        own = len(tasks) // (self._helpers + 1) if self._helpers else 0
+        waiting = [self._pool.submit(task) for task in tasks[own:]] if own else []
+        for task in tasks[:own] if own else tasks:
+            task()
+        for one in waiting:
+            one.result()
+
+
+def _runs(rows: int, width: int) -> list[tuple[int, int]]:
+    """Cut rows into runs, by the shape alone."""
+    count = max(min(-(-rows * width // _RUN), rows), 1)
+    return [(rows * at // count, rows * (at + 1) // count) for at in range(count)]
 
 
 def _add_logistic(piece: Piece, factor: Array | None, flat: Array, grids: _Grids, part: _Part, *, gradients: bool) -> None:

@@ -5,19 +5,22 @@ evaluated again in the next pass. So none waits for another, and no pass is lost
 Gao, "Scalable training of L1-regularized log-linear models" (2007). Steps start from the curvature of the features
 (`linear_learner_curvature`).
 
-Legend of shapes: D columns, P candidates, K outputs; weights are (D + 1, P, K), the last row is the bias.
+Legend of shapes: D columns, P candidates, A of them active, K outputs; weights are (D + 1, P, K), the last row is the bias.
+Within, an array of weights is (D + 1, A * K).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
 import numpy as np
 
 from ...contracts import Array, Entry, State
-from ..kernels import linear as loops
+from ..kernels import quasi_newton as loops
 from .curvature import Curvature
+from .objective import Crew
 
 _MEMORY = 8
 _ENOUGH = 1e-4  # Armijo's constant
@@ -41,28 +44,17 @@ class Penalty:
         """Return the penalties of some candidates, times `sharper`."""
         return Penalty(self.wd[members] * sharper, self.l1[members] * sharper, self.bias_wd, self.use_bias)
 
-    def smooth(self, weights: Array) -> tuple[Array, Array]:
-        """Return the L2 part (P,) and its gradient, shaped as the weights."""
-        strength = np.broadcast_to(self.wd[None, :, None], (len(weights), len(self.wd), 1)).copy()
-        strength[-1] *= self.bias_wd
-        gradient = strength * weights
-        return 0.5 * _dot(gradient, weights), gradient
-
-    def sharp(self, weights: Array) -> Array:
-        """Return the L1 part (P,); biases are free."""
-        size: Array = self.l1 * np.abs(weights[:-1]).sum(axis=(0, 2))
-        return size
-
 
 @final
 class Solver:
-    """The state of the iteration.
+    """The state of the iteration. Of a candidate that has converged its weights are kept, nothing else.
 
     Args:
         columns: D.
         penalty: of the candidates.
         outputs: K.
         curvature: of the features, by which steps are measured.
+        crew: of threads.
         start: weights to begin with; None: zeros.
         memory: pairs of steps and changes that are kept.
     """
@@ -73,141 +65,241 @@ class Solver:
         penalty: Penalty,
         outputs: int,
         curvature: Curvature,
+        crew: Crew,
         start: Array | None = None,
         *,
         memory: int = _MEMORY,
     ) -> None:
-        shape = (columns + 1, len(penalty.wd), outputs)
+        count = len(penalty.wd)
+        shape = (columns + 1, count * outputs)
         self._penalty = penalty
+        self._outputs = outputs
         self._memory = memory
         self._curvature = curvature
-        self.trial = np.zeros(shape) if start is None else start.copy()
-        self.weights = np.zeros(shape)
-        self.value = np.full(shape[1], np.inf)  # objective at `weights`
-        self.loss = np.full(shape[1], np.inf)  # its loss alone
-        self.done = np.zeros(shape[1], dtype=bool)
-        self._gradient = np.zeros(shape)
-        self._direction = np.zeros(shape)
-        self._length = np.ones(shape[1])
-        self._steps: list[Array] = []
-        self._changes: list[Array] = []
-        self._past = np.full((_WINDOW, shape[1]), np.inf)
-        self._scale = np.ones(shape[1])  # of the inverse curvature, by the newest pair
+        self._crew = crew
+        self.value = np.full(count, np.inf)  # objective at the weights
+        self.loss = np.full(count, np.inf)  # its loss alone
+        self.done = np.zeros(count, dtype=bool)
+        self._ended: Array | None = None  # (D + 1, P, K) weights of those that ended before others
+        self._held = np.arange(count)  # (A,) numbers of the candidates that what follows is of
+        self._trial = np.zeros(shape) if start is None else start.reshape(shape).copy()
+        self._at: Array = np.zeros(shape)
+        self._gradient: Array = np.zeros(shape)
+        self._direction: Array = np.zeros(shape)
+        self._length = np.ones(count)
+        self._pairs: list[tuple[Array, Array]] = []  # steps and changes, float32
+        self._products: list[Array] = []  # of each pair, (A,)
+        self._past = np.full((_WINDOW, count), np.inf)
+        self._scale = np.ones(count)  # of the inverse curvature, by the newest pair
 
     @property
     def active(self) -> Array:
         """Numbers of the candidates that go on."""
         return np.flatnonzero(~self.done)
 
-    def advance(self, losses: Array, gradients: Array, tolerance: float) -> None:
-        """Take in mean losses (A,) and gradients (D + 1, A, K) at `trial` of the active candidates; set the next trials."""
-        active = self.active
-        loss, gradient = losses, gradients
-        if len(active) < len(self.done):
-            loss, gradient = np.full(len(self.done), np.inf), np.zeros_like(self.trial)
-            loss[active], gradient[:, active] = losses, gradients
-        smooth, smooth_gradient = self._penalty.smooth(self.trial)
-        gradient += smooth_gradient
-        if not self._penalty.use_bias:
-            gradient[-1] = 0
-        value = loss + smooth + self._penalty.sharp(self.trial)
-        first = ~np.isfinite(self.value)
-        moved = self.trial - self.weights
-        slope = _dot(_pseudo(self.weights, self._gradient, self._penalty.l1), moved)
-        with np.errstate(invalid="ignore"):
-            enough = value <= self.value + _ENOUGH * np.minimum(slope, 0) + _NOISE * np.abs(self.value)
-        shorter = _shorter(value - self.value, slope)
-        accepted = ~self.done & np.isfinite(value) & (first | enough)
-        self._remember(accepted & ~first, moved, gradient - self._gradient)
-        self.weights = _chosen(accepted, self.trial, self.weights)
-        self._gradient = _chosen(accepted, gradient, self._gradient)
-        self.value, self.loss = np.where(accepted, value, self.value), np.where(accepted, loss, self.loss)
-        self._length = np.where(accepted, 1.0, self._length * shorter)
-        self._past = np.where(accepted, np.vstack([self._past[1:], self.value]), self._past)
-        with np.errstate(invalid="ignore"):
-            stalled = self._past[0] - self.value <= tolerance * np.abs(self.value)
-        self.done |= (accepted & stalled) | (self._length < _SHORTEST)
-        self._next(accepted, first, tolerance)
+    @property
+    def trial(self) -> Array:
+        """(D + 1, A, K) where the active candidates are to be evaluated."""
+        return self._trial.reshape(len(self._trial), -1, self._outputs)
 
-    def _remember(self, valid: Array, moved: Array, change: Array) -> None:
+    @property
+    def weights(self) -> Array:
+        """(D + 1, P, K) of all candidates."""
+        now = self._at.reshape(len(self._at), -1, self._outputs)
+        if self._ended is None:
+            return now
+        found = self._ended.copy()
+        found[:, self._held] = now
+        return found
+
+    def advance(self, losses: Array, gradients: Array, tolerance: float) -> None:
+        """Take in mean losses (A,) and gradients (D + 1, A, K) at the trials of the active candidates; set the next trials.
+
+        The gradients belong to the solver from then on.
+        """
+        held = self._held
+        gradient = gradients.reshape(self._trial.shape)
+        value = losses + self._penalised(gradient)
+        before, l1 = self.value[held], self._each(self._penalty.l1[held])
+        at, old, trial = self._at, self._gradient, self._trial
+        (slope,) = self._sums(
+            lambda a, b, sums: loops.slope_along(at[a:b], old[a:b], trial[a:b], l1, b == len(at), sums[0])
+        )
+        first = ~np.isfinite(before)
+        with np.errstate(invalid="ignore"):
+            enough = value <= before + _ENOUGH * np.minimum(slope, 0) + _NOISE * np.abs(before)
+        shorter = _shorter(value - before, slope)
+        accepted = np.isfinite(value) & (first | enough)
+        self._remember(accepted & ~first, gradient)
+        self._at, self._trial = self._moved(accepted, trial, at)
+        self._gradient, _ = self._moved(accepted, gradient, old)
+        self.value[held] = value = np.where(accepted, value, before)
+        self.loss[held] = np.where(accepted, losses, self.loss[held])
+        self._length = np.where(accepted, 1.0, self._length * shorter)
+        self._past = np.where(accepted, np.vstack([self._past[1:], value]), self._past)
+        with np.errstate(invalid="ignore"):
+            stalled = self._past[0] - value <= tolerance * np.abs(value)
+        slope, square = self._turn(accepted, l1)
+        small = -slope / 2 <= _NO_GAIN * tolerance * np.abs(value)  # gain of a full step, by the estimate of the curvature
+        done = (accepted & (stalled | (~first & small))) | (self._length < _SHORTEST) | (np.sqrt(square) <= 1e-12)
+        self._leave(done)
+        if not self.done.all():
+            self._try()
+
+    def _penalised(self, gradient: Array) -> Array:
+        """Add the L2 penalty's slope to the gradients at the trials; return both penalties (A,)."""
+        penalty, held, trial = self._penalty, self._held, self._trial
+        wd, l1, bias = self._each(penalty.wd[held]), self._each(penalty.l1[held]), (penalty.bias_wd, penalty.use_bias)
+        squares, sizes = self._sums(
+            lambda a, b, sums: loops.penalise(trial[a:b], gradient[a:b], wd, l1, *bias, b == len(trial), sums), 2
+        )
+        return np.asarray(squares + sizes)
+
+    def _remember(self, valid: Array, gradient: Array) -> None:
         """Keep a pair of each candidate that moved along positive curvature; of others a pair that does nothing."""
-        valid = valid & (_dot(moved, change) > 1e-10 * np.sqrt(_dot(moved, moved) * _dot(change, change)))
         if not valid.any():
             return
-        nothing = np.broadcast_to(0.0, moved.shape)
-        self._steps.append(_chosen(valid, moved, nothing))
-        self._changes.append(_chosen(valid, change, nothing))
-        del self._steps[: -self._memory], self._changes[: -self._memory]
-        solved = _dot(change, self._curvature.solve(self._changes[-1], self._penalty.wd, self._penalty.l1 > 0))
-        self._scale = np.divide(_dot(moved, change), solved, out=self._scale, where=valid & (solved > 0))
+        step, change = (np.empty(gradient.shape, dtype=np.float32) for _ in range(2))
+        if len(self._pairs) == self._memory:
+            step, change = self._pairs.pop(0)
+            del self._products[0]
+        at, trial, old = self._at, self._trial, self._gradient
+        product, moved, changed = self._sums(
+            lambda a, b, sums: loops.pair(at[a:b], trial[a:b], old[a:b], gradient[a:b], step[a:b], change[a:b], sums), 3
+        )
+        valid = valid & (product > 1e-10 * np.sqrt(moved * changed))
+        if not valid.all():
+            product = np.where(valid, product, 0.0)
+            for array in (step, change):
+                array[:, self._each(~valid)] = 0
+        self._pairs.append((step, change))
+        self._products.append(product)
+        solved = change.astype(np.float64)
+        self._solve(solved, np.ones(len(valid)))
+        (solved_product,) = self._dot(change, solved)
+        self._scale = np.divide(product, solved_product, out=self._scale, where=valid & (solved_product > 0))
 
-    def _next(self, accepted: Array, first: Array, tolerance: float) -> None:
-        pseudo = _pseudo(self.weights, self._gradient, self._penalty.l1)
-        direction = self._times_inverse(pseudo)
-        np.negative(direction, out=direction)
-        sharp = self._penalty.l1 > 0
-        if sharp.any():
-            wrong = sharp[None, :, None] & (direction * pseudo >= 0)
-            wrong[-1] = False
-            direction[wrong] = 0
-        downhill = _dot(direction, pseudo) < 0
-        if not downhill.all():
-            direction = _chosen(downhill, direction, -pseudo)
-        self._direction = _chosen(accepted, direction, self._direction)
-        size = np.sqrt(_dot(pseudo, pseudo))
-        gain = -_dot(direction, pseudo) / 2  # of a full step, by the estimate of the curvature
-        self.done |= accepted & ~first & (gain <= _NO_GAIN * tolerance * np.abs(self.value))
-        self.done |= size <= 1e-12
-        self.trial = self.weights + self._length[None, :, None] * self._direction
-        if sharp.any():
-            orthant = np.where(self.weights != 0, np.sign(self.weights), -np.sign(pseudo))
-            crossed = sharp[None, :, None] & (self.trial * orthant <= 0)
-            crossed[-1] = False
-            self.trial[crossed] = 0
-        self.trial[:, self.done] = self.weights[:, self.done]
+    def _turn(self, accepted: Array, l1: Array) -> tuple[Array, Array]:
+        """Give those that moved a new direction; return its slopes (A,) and the gradients' squares (A,)."""
+        at, gradient = self._at, self._gradient
+        direction = self._direction if accepted.all() else np.empty_like(self._direction)
+        self._over(lambda a, b: loops.steepest(at[a:b], gradient[a:b], l1, b == len(at), direction[a:b]))
+        self._times_inverse(direction)
+        slope, square = self._sums(
+            lambda a, b, sums: loops.turn_down(direction[a:b], at[a:b], gradient[a:b], l1, b == len(at), sums), 2
+        )
+        astray = ~(slope < 0)
+        if astray.any():
+            straight = np.empty_like(direction)
+            self._over(lambda a, b: loops.steepest(at[a:b], gradient[a:b], l1, b == len(at), straight[a:b]))
+            chosen = self._each(astray)
+            direction[:, chosen] = -straight[:, chosen]
+            slope = np.where(astray, -square, slope)
+        self._direction, _ = self._moved(accepted, direction, self._direction)
+        return slope, square
 
-    def _times_inverse(self, vector: Array) -> Array:
-        """Return the inverse Hessian's estimate times a vector, by the two loops over the pairs."""
-        rest = vector.copy()
-        inner = [_dot(step, change) for step, change in zip(self._steps, self._changes, strict=True)]
-        parts = []
-        for step, change, product in reversed(list(zip(self._steps, self._changes, inner, strict=True))):
-            part = np.divide(_dot(step, rest), product, out=np.zeros_like(product), where=product > 0)
-            loops.add_scaled(rest, -part, change)
-            parts.append(part)
-        rest = self._curvature.solve(rest, self._penalty.wd, self._penalty.l1 > 0) * self._scale[None, :, None]
-        for step, change, product, part in zip(self._steps, self._changes, inner, reversed(parts), strict=True):
-            again = np.divide(_dot(change, rest), product, out=np.zeros_like(product), where=product > 0)
-            loops.add_scaled(rest, part - again, step)
-        return rest
+    def _times_inverse(self, rest: Array) -> None:
+        """Multiply with the inverse Hessian's estimate, in place, by the two loops over the pairs."""
+        shares: list[Array] = []
+        for (step, change), product in zip(reversed(self._pairs), reversed(self._products), strict=True):
+            shares.append(_over(self._dot(step, rest)[0], product))
+            self._add(rest, -shares[-1], change)
+        self._solve(rest, self._scale)
+        for (step, change), product, share in zip(self._pairs, self._products, reversed(shares), strict=True):
+            self._add(rest, share - _over(self._dot(change, rest)[0], product), step)
+
+    def _solve(self, vector: Array, scale: Array) -> None:
+        wd, sharp = self._penalty.wd[self._held], self._penalty.l1[self._held] > 0
+        self._curvature.solve(vector, self._each(wd), self._each(sharp), self._each(scale), self._crew)
+
+    def _leave(self, done: Array) -> None:
+        """Put away what those that are done no longer need."""
+        if not done.any():
+            return
+        held = self._held
+        self.done[held[done]] = True
+        if done.all():
+            return
+        if self._ended is None:
+            self._ended = np.zeros((len(self._at), len(self.done), self._outputs))
+        self._ended[:, held[done]] = self._at[:, self._each(done)].reshape(len(self._at), -1, self._outputs)
+        stay, columns = ~done, np.flatnonzero(self._each(~done))
+        self._held, self._length, self._past = held[stay], self._length[stay], self._past[:, stay]
+        self._scale, self._products = self._scale[stay], [product[stay] for product in self._products]
+        for number, pair in enumerate(self._pairs):
+            self._pairs[number] = (_columns(pair[0], columns), _columns(pair[1], columns))
+        self._at, self._gradient = _columns(self._at, columns), _columns(self._gradient, columns)
+        self._direction, self._trial = _columns(self._direction, columns), np.empty_like(self._at)
+
+    def _try(self) -> None:
+        """Set the next trials."""
+        at, gradient, direction, trial = self._at, self._gradient, self._direction, self._trial
+        length, l1 = self._each(self._length), self._each(self._penalty.l1[self._held])
+        self._over(
+            lambda a, b: loops.go(at[a:b], gradient[a:b], direction[a:b], length, l1, b == len(at), trial[a:b])
+        )
+
+    def _moved(self, where: Array, source: Array, target: Array) -> tuple[Array, Array]:
+        """Return the columns of `source` for the candidates `where` (A,) says so, and else of `target`; and what is left."""
+        if where.all():
+            return source, target
+        chosen = self._each(where)
+        self._over(lambda a, b: loops.take(chosen, source[a:b], target[a:b]))
+        return target, source
+
+    def _dot(self, narrow: Array, vector: Array) -> Array:
+        return self._sums(lambda a, b, sums: loops.dots(narrow[a:b], vector[a:b], sums[0]))
+
+    def _add(self, vector: Array, factor: Array, narrow: Array) -> None:
+        factors = self._each(factor)
+        self._over(lambda a, b: loops.add(vector[a:b], factors, narrow[a:b]))
+
+    def _over(self, work: Callable[[int, int], None]) -> None:
+        self._crew.over(work, *self._at.shape)
+
+    def _sums(self, work: Callable[[int, int, Array], None], count: int = 1) -> Array:
+        """Return sums over all weights of each candidate, (count, A), of which `work` adds up (count, A * K)."""
+        found = self._crew.sums(work, *self._at.shape, (count, self._at.shape[1]))
+        return np.asarray(found.reshape(count, -1, self._outputs).sum(axis=2))
+
+    def _each(self, values: Array) -> Array:
+        """Return values (A,) of candidates as those of their outputs (A * K,)."""
+        return values if self._outputs == 1 else np.repeat(values, self._outputs)
 
     def state_dict(self) -> State:
         """Return everything that the next pass depends on."""
-        shape = (0, *self.trial.shape)
+        names = {"trial": self._trial, "at": self._at, "gradient": self._gradient, "direction": self._direction}
+        pairs = np.array(self._pairs, dtype=np.float32).reshape(len(self._pairs), 2, *self._at.shape)
         return {
-            "trial": Entry(self.trial),
-            "weights": Entry(self.weights),
-            "value": Entry(self.value),
-            "loss": Entry(self.loss),
-            "done": Entry(self.done),
-            "gradient": Entry(self._gradient),
-            "direction": Entry(self._direction),
+            **{name: Entry(value.copy()) for name, value in names.items()},
+            "ended": Entry(np.zeros(0) if self._ended is None else self._ended.copy()),
+            "held": Entry(self._held),
+            "value": Entry(self.value.copy()),
+            "loss": Entry(self.loss.copy()),
+            "done": Entry(self.done.copy()),
             "length": Entry(self._length),
-            "steps": Entry(np.array(self._steps).reshape(shape if not self._steps else (-1, *self.trial.shape))),
-            "changes": Entry(np.array(self._changes).reshape(shape if not self._changes else (-1, *self.trial.shape))),
+            "pairs": Entry(pairs),
+            "products": Entry(np.array(self._products).reshape(len(self._products), len(self._held))),
             "past": Entry(self._past),
-            "scale": Entry(self._scale),
+            "scale": Entry(self._scale.copy()),
         }
 
     def load_state_dict(self, state: State) -> None:
         """Put back what `state_dict` gave."""
-        self.trial, self.weights = np.array(state["trial"].value), np.array(state["weights"].value)
-        self.value, self.loss = np.array(state["value"].value), np.array(state["loss"].value)
-        self.done = np.array(state["done"].value, dtype=bool)
-        self._gradient, self._direction = np.array(state["gradient"].value), np.array(state["direction"].value)
-        self._length, self._past = np.array(state["length"].value), np.array(state["past"].value)
-        self._scale = np.array(state["scale"].value)
-        self._steps, self._changes = list(np.array(state["steps"].value)), list(np.array(state["changes"].value))
+        of = {name: np.array(entry.value) for name, entry in state.items()}
+        self._trial, self._at, self._gradient, self._direction = of["trial"], of["at"], of["gradient"], of["direction"]
+        self._ended, self._held, self.done = of["ended"] if of["ended"].size else None, of["held"], of["done"].astype(bool)
+        self.value, self.loss, self._length = of["value"], of["loss"], of["length"]
+        self._pairs = [(pair[0], pair[1]) for pair in of["pairs"]]
+        self._products, self._past, self._scale = list(of["products"]), of["past"], of["scale"]
+
+
+def _over(one: Array, other: Array) -> Array:
+    return np.divide(one, other, out=np.zeros_like(one), where=other > 0)
+
+
+def _columns(array: Array, columns: Array) -> Array:
+    return np.ascontiguousarray(array[:, columns])
 
 
 def _shorter(rise: Array, slope: Array) -> Array:
@@ -220,26 +312,4 @@ def _shorter(rise: Array, slope: Array) -> Array:
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
         lowest = -slope / (2 * (rise - slope))
     found: Array = np.clip(np.where(np.isfinite(lowest) & (slope < 0), lowest, 0.5), _LEAST_SHARE, 0.5)
-    return found
-
-
-def _pseudo(weights: Array, gradient: Array, l1: Array) -> Array:
-    """Return the steepest subgradient of the objective with its L1 part."""
-    if not (l1 > 0).any():
-        return gradient
-    strength = np.broadcast_to(l1[None, :, None], weights.shape).copy()
-    strength[-1] = 0
-    at_zero = np.sign(gradient) * np.maximum(np.abs(gradient) - strength, 0)
-    return np.asarray(np.where(weights != 0, gradient + strength * np.sign(weights), at_zero))
-
-
-def _chosen(where: Array, one: Array, other: Array) -> Array:
-    """Return `one` for the candidates `where` (P,) says so, `other` for the rest; not copied where all are alike."""
-    return one if where.all() else np.where(where[None, :, None], one, other)
-
-
-def _dot(a: Array, b: Array) -> Array:
-    """Return the products of each candidate's vectors, (P,)."""
-    found = np.zeros(a.shape[1])
-    loops.dots(np.ascontiguousarray(a), np.ascontiguousarray(b), found)
     return found
