@@ -10,7 +10,6 @@ Legend of shapes: N rows, D columns, M score columns (candidates times outputs).
 
 from __future__ import annotations
 
-import numpy as np
 from numba import njit
 
 
@@ -88,3 +87,21 @@ def sparse_products(indptr, indices, values, anchors, of_column, anchor, out):
                 k = indices[other]
                 grid = scale * of_column[k]
                 out[j, k] += (value * float(values[other]) + grid) - grid
+
+
+@njit("void(i8[::1], i8[::1], f4[::1], i8, i8, f8[::1], f8[:, ::1])", nogil=True, cache=True)
+def sparse_gram(indptr, indices, values, start, stop, room, out):
+    """Write the products of the sparse rows [start, stop) with all rows before them, and with themselves, to `out` (N, N).
+
+    `room` (D,) holds zeros, before and after.
+    """
+    for i in range(start, stop):
+        for place in range(indptr[i], indptr[i + 1]):
+            room[indices[place]] += values[place]
+        for other in range(i + 1):
+            total = 0.0
+            for place in range(indptr[other], indptr[other + 1]):
+                total += float(values[place]) * room[indices[place]]
+            out[i, other] = total
+        for place in range(indptr[i], indptr[i + 1]):
+            room[indices[place]] = 0.0

@@ -52,9 +52,7 @@ def slope_along(weights, gradient, trial, l1, ends, sums):
             sums[m] += gradient[last, m] * (trial[last, m] - weights[last, m])
 
 
-@njit(
-    "void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f4[:, ::1], f4[:, ::1], f8[:, ::1])", nogil=True, cache=True
-)
+@njit("void(f8[:, ::1], f8[:, ::1], f8[:, ::1], f8[:, ::1], f4[:, ::1], f4[:, ::1], f8[:, ::1])", nogil=True, cache=True)
 def pair(weights, trial, gradient, new, step, change, sums):
     """Write what moved and how the gradient changed; add their product and both squares to `sums` (3, M)."""
     for j in range(weights.shape[0]):

@@ -23,7 +23,8 @@ from .descent import Descent, Schedule
 from .hyperparameters import LinearLearnerHyperparameters
 from .losses import loss_of, slope_change
 from .objective import Crew, Objective, scores
-from .screening import KEPT, LOOSER, MEMORY, Sample, screening
+from .rotation import rotation
+from .screening import KEPT, LOOSER, MEMORY, Heat, Sample, screening
 from .solver import Penalty, Solver
 
 if TYPE_CHECKING:
@@ -56,106 +57,138 @@ class Training:
         self._validated = "validation" in session.channels and session.channels["validation"].rows > 0
         rows = self._train.rows
         self._candidates = candidates = grid_of(wanted, survey, validated=self._validated, rows=rows)
-        self._objective = self._objective_of(None)
+        self._objective = self._objective_of(survey.largest)
         bias_wd = 0.0 if wanted.bias_wd_mult == "auto" else wanted.bias_wd_mult
         self._penalty = Penalty(candidates.wd, candidates.l1, bias_wd, wanted.use_bias)
         self._step = 0
         self._per_epoch = -(-rows // wanted.mini_batch_size)
-        self._members = np.arange(len(candidates.wd))  # who is still in the race
         self._screening = screening(len(candidates.wd), rows, self._columns * wanted.outputs) if wanted.solves else None
         self._measured_by = self._curvature() if wanted.solves else None
+        self._sample = Sample([], None)  # this rank's rows to screen by
+        self._screened_by = self._objective
+        self._descending = None if wanted.solves else self._descent()
+        self._members = np.arange(len(candidates.wd))  # who is still in the race
         if restored is not None and wanted.solves:
             self._members = np.array(restored["members"].value)
             self._screening = self._screening if int(restored["screening"].value) else None
-        self._screened = Sample([], None)  # this rank's rows of it
-        self._screened_by = self._objective
-        if self._screening is not None:
-            self._screened = self._screening.of(session.world, self._pieces("train"), self._columns)
-            if self._screened.columns is not None:
-                self._screened_by = self._objective_of(self._screened.columns)
-        self._state: Solver | Descent = self._solver(None) if wanted.solves else self._descent()
+        self._heats = self._all_heats() if wanted.solves else []
         if restored is not None:
             self._step = int(restored["step"].value)
-            self._state.load_state_dict({name[6:]: e for name, e in restored.items() if name.startswith("state/")})
+            for name, part in self._parts().items():
+                part.load_state_dict({n[len(name) :]: e for n, e in restored.items() if n.startswith(name)})
 
     def state_dict(self) -> State:
         """Return the step and what the next one depends on."""
-        inner = {f"state/{name}": entry for name, entry in self._state.state_dict().items()}
+        inner = {f"{name}{n}": entry for name, part in self._parts().items() for n, entry in part.state_dict().items()}
         race = {"members": Entry(self._members), "screening": Entry(int(self._screening is not None))}
         return {"step": Entry(self._step), **race, **inner}
 
+    def _parts(self) -> dict[str, Solver | Descent]:
+        if self._descending is not None:
+            return {"descent/": self._descending}
+        return {f"heat-{number}/": heat.solver for number, heat in enumerate(self._heats)}
+
     def run(self, model: LinearLearner) -> None:
         """Collective. Train to the end; write the result into `model`."""
-        if isinstance(self._state, Solver):
-            self._solve(model, self._state)
+        if self._descending is None:
+            self._solve(model)
         else:
-            self._descend(model, self._state)
+            self._descend(model, self._descending)
         if model.weights is None:
             self._finish(model)
 
-    def _solve(self, model: LinearLearner, solver: Solver) -> None:
+    def _solve(self, model: LinearLearner) -> None:
         wanted = self._wanted
         while True:
-            if self._screening is not None and not self._goes_on(solver):
-                solver = self._state = self._narrowed(solver)
-            if not self._goes_on(solver):
+            if self._screening is not None and not self._goes_on():
+                self._narrow()
+            if not self._goes_on():
                 return
-            active, tolerance = solver.active, wanted.solver_tolerance
-            if self._screening is not None:
-                tolerance *= LOOSER
-            objective = self._screened_by if self._screening else self._objective
-            pieces = self._pieces("sample" if self._screening else "train")
-            losses, gradients, weight = objective.sums(solver.trial, self._members[active], pieces)
-            gradients /= max(weight, 1e-300)
-            solver.advance(losses / max(weight, 1e-300), gradients, tolerance)
+            screening = self._screening
+            for heat in self._heats:
+                heat.advance(wanted.solver_tolerance * (LOOSER if screening else 1))
             self._step += 1
-            metrics = {"train:objective_loss": float(solver.loss.min())}
-            if self._screening is None and not self._goes_on(solver):
+            metrics = {"train:objective_loss": min(float(heat.solver.loss.min()) for heat in self._heats)}
+            if screening is None and not self._goes_on():
                 metrics |= self._finish(model)
-            self._session.report(
-                self._step, metrics, rows=self._train.rows // (self._screening.every if self._screening else 1)
-            )
+            self._session.report(self._step, metrics, rows=self._train.rows // (screening.every if screening else 1))
 
-    def _goes_on(self, solver: Solver) -> bool:
+    def _goes_on(self) -> bool:
         most = self._wanted.max_passes
         if self._screening is not None:
             most = min(self._screening.passes, most // 2)
-        return len(solver.active) > 0 and self._step < most
+        return any(len(heat.solver.active) for heat in self._heats) and self._step < most
 
-    def _solver(self, start: Array | None) -> Solver:
-        assert self._measured_by is not None
-        outputs = self._wanted.outputs
+    def _all_heats(self) -> list[Heat]:
+        """Collective. Return who is solved with whom: all together, but while screened those without L1 in rotated rows."""
         if self._screening is None:
-            return Solver(self._columns, self._penalty.of(self._members), outputs, self._measured_by, self._crew, start)
-        of = self._screened.columns
-        penalty = self._penalty.of(self._members, self._screening.sharper)
+            return [self._heat(self._members, None)]
+        session, wanted, penalty = self._session, self._wanted, self._penalty
+        sample = self._sample = self._screening.of(session.world, self._pieces("train"), self._columns)
+        self._screened_by = (
+            self._objective if sample.columns is None else self._objective_of(self._survey.largest[sample.columns])
+        )
+        members, smooth = self._members, penalty.l1 == 0
+        turned = rotation(
+            session.world,
+            sample.pieces,
+            self._columns if sample.columns is None else len(sample.columns),
+            int(smooth.sum()) * wanted.outputs,
+            slope_change(wanted),
+            copies=copies(session.world, self._train),
+            use_bias=wanted.use_bias,
+            free_bias=penalty.bias_wd == 0,
+            crew=self._crew,
+        )
+        if turned is None:
+            return [self._heat(members, None)]
+        solver = Solver(
+            len(turned.largest), self._sharper(members[smooth]), wanted.outputs, turned.curvature, self._crew, memory=MEMORY
+        )
+        heats = [Heat(members[smooth], solver, self._objective_of(turned.largest), lambda: turned.pieces, turned.back)]
+        return heats if smooth.all() else [*heats, self._heat(members[~smooth], None)]
+
+    def _heat(self, members: Array, start: Array | None) -> Heat:
+        """Return candidates to be solved in the columns they have."""
+        assert self._measured_by is not None
+        outputs, of = self._wanted.outputs, self._sample.columns
+        if self._screening is None:
+            solver = Solver(self._columns, self._penalty.of(members), outputs, self._measured_by, self._crew, start)
+            return Heat(members, solver, self._objective, lambda: self._pieces("train"))
         columns = self._columns if of is None else len(of)
-        return Solver(columns, penalty, outputs, self._measured_by.among(of), self._crew, start, memory=MEMORY)
+        curvature = self._measured_by.among(of)
+        solver = Solver(columns, self._sharper(members), outputs, curvature, self._crew, start, memory=MEMORY)
+        return Heat(members, solver, self._screened_by, lambda: self._sample.pieces)
 
-    def _narrowed(self, solver: Solver) -> Solver:
+    def _sharper(self, members: Array) -> Penalty:
+        return self._penalty.of(members, self._screening.sharper if self._screening else 1.0)
+
+    def _narrow(self) -> None:
         """Collective. End the screening: the best candidates go on, with all rows, from where they are."""
-        name = "validation" if self._validated else "sample"
-        weights, everyone = solver.weights, np.arange(solver.weights.shape[1])
-        if self._validated:
-            weights = self._screened.widened(weights, self._columns)
+        everyone = np.concatenate([heat.members for heat in self._heats])
+        weights = np.concatenate([heat.weights for heat in self._heats], axis=1)
+        losses = np.concatenate([heat.solver.loss for heat in self._heats])
+        self._heats = []
         if self._by_loss:
-            value = -self._losses(name, weights, everyone)
+            value = -(self._losses("validation", weights, everyone) if self._validated else losses)
         else:
-            value = np.array([found for _, found in self._judged(name, weights)] or np.zeros(len(everyone)))
-        best = np.sort(np.argsort(-value, kind="stable")[:KEPT])
-        start = self._screened.widened(solver.weights[:, best], self._columns)
-        self._members, self._screening, self._screened = self._members[best], None, Sample([], None)
-        return self._solver(start)
+            found = self._judged("validation" if self._validated else "sample", weights)
+            value = np.array([criterion for _, criterion in found] or np.zeros(len(everyone)))
+        best = np.lexsort((everyone, -value))[:KEPT]
+        best = best[np.argsort(everyone[best])]
+        start = self._sample.widened(weights[:, best], self._columns)
+        self._members, self._screening, self._sample = everyone[best], None, Sample([], None)
+        self._heats = [self._heat(self._members, start)]
 
-    def _objective_of(self, columns: Array | None) -> Objective:
-        """Return the objective over all columns, or some of them."""
+    def _objective_of(self, largest: Array) -> Objective:
+        """Return the objective over columns with such bounds."""
         survey, wanted = self._survey, self._wanted
         return Objective(
             self._session.world,
             loss_of(wanted),
             class_weights(wanted, survey, self._candidates),
             crew=self._crew,
-            largest=survey.largest if columns is None else survey.largest[columns],
+            largest=largest,
             largest_label=survey.largest_label + wanted.margin,
             largest_weight=survey.largest_weight,
             addends=max(self._train.rows, 1) * _SPARE,
@@ -232,32 +265,34 @@ class Training:
 
     def _losses(self, name: str, weights: Array, active: Array) -> Array:
         """Collective. Return the mean losses of candidates on a channel."""
-        objective = self._screened_by if name == "sample" else self._objective
+        objective = self._screened_by if self._screening else self._objective
         losses, _, weight = objective.sums(weights, active, self._pieces(name), gradients=False)
         return losses / max(weight, 1e-300)
 
     def _pieces(self, name: str) -> Iterable[Piece]:
+        """Return this rank's rows; but for training, in the columns that candidates are screened by."""
         if name == "sample":
-            return self._screened.pieces
+            return self._sample.pieces
         if name == "train" and self._survey.pieces is not None:
             return self._survey.pieces
-        return self._reader.pieces(name, self._survey.scaler)
+        pieces = self._reader.pieces(name, self._survey.scaler)
+        return pieces if name == "train" else map(self._sample.cut, pieces)
 
     # The end.
 
     def _finish(self, model: LinearLearner) -> dict[str, float]:
         """Collective. Choose the best candidate, make the model of it, measure it on the other channels."""
-        state, wanted = self._state, self._wanted
-        weights = state.weights if isinstance(state, Solver) else state.best
+        descent, wanted = self._descending, self._wanted
+        weights = descent.best if descent is not None else self._heats[0].weights
         by = "validation" if self._validated else "train"
-        if isinstance(state, Descent) and not np.isfinite(state.best_value).any():
+        if descent is not None and not np.isfinite(descent.best_value).any():
             raise UserError("the loss of every candidate is infinite: lower learning_rate, or leave normalize_data=true")
         best, threshold = 0, default_threshold(wanted)
         everyone = np.arange(weights.shape[1])
         criterion = wanted.binary_classifier_model_selection_criteria
         if self._by_loss and len(everyone) > 1:
-            if isinstance(state, Solver) and not self._validated:  # it has been over these rows
-                best = int(np.argmin(state.loss))
+            if descent is None and not self._validated:  # the solver has been over these rows
+                best = int(np.argmin(self._heats[0].solver.loss))
             else:
                 best = int(np.argmin(self._losses(by, weights, self._members)))
         if not self._by_loss and (self._validated or len(everyone) > 1 or criterion != "accuracy"):

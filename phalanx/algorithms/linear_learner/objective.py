@@ -68,13 +68,13 @@ class Objective:
     def sums(
         self, weights: Array, active: Array, pieces: Iterable[Piece], *, gradients: bool = True
     ) -> tuple[Array, Array, float]:
-        """Collective. Return the sums of losses (P,), of gradients (D + 1, P, K), and of row weights.
+        """Collective. Return the sums of losses (P,), of gradients (D + 1, P, K) or (0, P, K), and of row weights.
 
         Args:
             weights: (D + 1, P, K) of the candidates `active`, the last row is the bias.
             active: (P,) their numbers.
             pieces: this rank's rows.
-            gradients: whether they are wanted; zeros otherwise.
+            gradients: whether they are wanted.
         """
         columns, models, outputs = weights.shape[0] - 1, weights.shape[1], weights.shape[2]
         flat = np.ascontiguousarray(weights.reshape(columns + 1, models * outputs))
@@ -105,8 +105,7 @@ class Objective:
         whole = isinstance(self._loss, Logistic)  # whose kernels go through a piece chunk by chunk
         self._crew.run(work, pieces if whole else _groups(pieces, models * outputs))
         sums = self._world.all_reduce(grids.total())
-        gradient = sums[models + 1 :] if gradients else np.zeros(flat.shape)
-        return sums[:models], gradient.reshape(weights.shape), float(sums[models])
+        return sums[:models], sums[models + 1 :].reshape(-1, models, outputs), float(sums[models])
 
     def bounds(self, flat: Array) -> tuple[Array, Array]:
         """Return bounds of slopes (M,) and of losses (M,) of a row, weighted."""
@@ -229,7 +228,6 @@ class Crew:
                     work(group)
             for one in waiting:
                 one.result()
-
 
     def over(self, work: Callable[[int, int], None], rows: int, width: int) -> None:
         """Do `work(start, stop)` on runs of rows of an array with so many, `width` numbers each."""

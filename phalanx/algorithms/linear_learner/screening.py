@@ -2,20 +2,23 @@
 
 The rows are fixed blocks spread evenly over the channel, so every number of workers screens by the same. A penalty of the
 mean loss weighs as much against few rows as a larger one: penalties grow as the rows are fewer. Of wide sparse rows only the
-columns that occur in the sample are learnt: the weights of others would stay zero.
+columns that occur in the sample are learnt: the weights of others would stay zero. Where even those are many more than the
+rows, candidates without L1 are learnt in the rows' own coordinates (`rotation`).
 
 Legend of shapes: D columns, S of them in the sample, P candidates, K outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ...contracts import Array, Collective, Csr
 from .data import READ_ROWS, Piece, rows_of
+from .objective import Objective
+from .solver import Solver
 
 _PASSES, _PASSES_OF_WIDE = 30, 8  # over the sample at most
 LOOSER = 10.0  # than the last passes: it is only to tell candidates apart
@@ -29,11 +32,43 @@ MEMORY = 3  # pairs of the solver: many candidates are held at once
 
 
 @dataclass(frozen=True, slots=True)
+class Heat:
+    """Candidates that are solved together."""
+
+    members: Array  # (P,) their numbers
+    solver: Solver
+    objective: Objective
+    pieces: Callable[[], Iterable[Piece]]  # this rank's rows, of every pass
+    back: Callable[[Array], Array] | None = None  # weights from the coordinates that are solved in
+
+    def advance(self, tolerance: float) -> None:
+        """Collective. Go over the rows once more."""
+        solver = self.solver
+        if not len(solver.active):
+            return
+        losses, gradients, weight = self.objective.sums(solver.trial, self.members[solver.active], self.pieces())
+        weight = max(weight, 1e-300)
+        gradients /= weight
+        solver.advance(losses / weight, gradients, tolerance)
+
+    @property
+    def weights(self) -> Array:
+        """(S + 1, P, K) of all candidates."""
+        found = self.solver.weights
+        return found if self.back is None else self.back(found)
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One rank's rows to screen by."""
 
     pieces: list[Piece]
     columns: Array | None  # (S,) that the rows name by their place among these; None: all
+    places: Array | None = None  # (D,) of columns among these, -1 for others
+
+    def cut(self, piece: Piece) -> Piece:
+        """Return other rows of the channel's columns, or another's, as rows of the sample's."""
+        return piece if self.columns is None or self.places is None else _renamed(piece, self.places, len(self.columns))
 
     def widened(self, weights: Array, columns: int) -> Array:
         """Return weights (S + 1, P, K), the bias last, as those of all columns (D + 1, P, K)."""
@@ -76,11 +111,11 @@ class Screening:
             else:
                 occurs[:] = 1
         occurs = world.all_reduce(occurs, "max")
-        places_of = np.cumsum(occurs, dtype=np.int64) - 1
         chosen = np.flatnonzero(occurs)
         if len(chosen) in (0, columns):
             return Sample(found, None)
-        return Sample([_renamed(piece, places_of, len(chosen)) for piece in found], chosen)
+        places = np.where(occurs, np.cumsum(occurs, dtype=np.int64) - 1, -1)
+        return Sample([_renamed(piece, places, len(chosen)) for piece in found], chosen, places)
 
 
 def screening(candidates: int, rows: int, weights: int) -> Screening | None:
@@ -107,4 +142,7 @@ def _renamed(piece: Piece, places: Array, columns: int) -> Piece:
     features = piece.features
     if not isinstance(features, Csr):
         return piece
-    return replace(piece, features=Csr(features.indptr, places[features.indices], features.values, columns))
+    found = places[features.indices]
+    known = found >= 0
+    indptr = np.concatenate([[0], np.cumsum(known, dtype=np.int64)])[features.indptr]
+    return replace(piece, features=Csr(indptr, found[known], features.values[known], columns))

@@ -122,9 +122,7 @@ class Solver:
         value = losses + self._penalised(gradient)
         before, l1 = self.value[held], self._each(self._penalty.l1[held])
         at, old, trial = self._at, self._gradient, self._trial
-        (slope,) = self._sums(
-            lambda a, b, sums: loops.slope_along(at[a:b], old[a:b], trial[a:b], l1, b == len(at), sums[0])
-        )
+        (slope,) = self._sums(lambda a, b, sums: loops.slope_along(at[a:b], old[a:b], trial[a:b], l1, b == len(at), sums[0]))
         first = ~np.isfinite(before)
         with np.errstate(invalid="ignore"):
             enough = value <= before + _ENOUGH * np.minimum(slope, 0) + _NOISE * np.abs(before)
@@ -235,9 +233,7 @@ class Solver:
         """Set the next trials."""
         at, gradient, direction, trial = self._at, self._gradient, self._direction, self._trial
         length, l1 = self._each(self._length), self._each(self._penalty.l1[self._held])
-        self._over(
-            lambda a, b: loops.go(at[a:b], gradient[a:b], direction[a:b], length, l1, b == len(at), trial[a:b])
-        )
+        self._over(lambda a, b: loops.go(at[a:b], gradient[a:b], direction[a:b], length, l1, b == len(at), trial[a:b]))
 
     def _moved(self, where: Array, source: Array, target: Array) -> tuple[Array, Array]:
         """Return the columns of `source` for the candidates `where` (A,) says so, and else of `target`; and what is left."""
