@@ -42,6 +42,9 @@ def grid_of(wanted: LinearLearnerHyperparameters, survey: Survey, *, validated: 
     wd_scale: Array
     if wanted.solves:
         powers_of_ten = 5 * number / max(count, 2)  # up to 1e5 / rows: strong
+        if validated:  # without rows to choose by the weakest would always win
+            powers_of_ten = 8 * number / max(count, 2)
+            powers_of_ten = np.where(powers_of_ten < 5, powers_of_ten, powers_of_ten - 8)
         wd_scale, with_l1 = np.power(10.0, powers_of_ten), number % 4 == 3
     else:
         wd_scale, with_l1 = np.power(10.0, number // 8 % 4), number // 8 % 4 == 3

@@ -54,6 +54,11 @@ class Curvature:
             self._values = np.maximum(values, 0)
         self._values = np.maximum(self._values, _FLAT * max(float(self._values.mean()), 1e-30))
 
+    @property
+    def full(self) -> bool:
+        """Whether it knows how columns go together."""
+        return self._vectors is not None
+
     def among(self, columns: Array | None) -> Curvature:
         """Return the same of some of the columns; only their diagonal where that is all there is of these."""
         if columns is None:

@@ -11,6 +11,7 @@ from typing import Literal, final
 import numpy as np
 
 from ...contracts import Array, Entry, State
+from .early_stopping import Best
 from .solver import Penalty
 
 _TINY = 1e-8
@@ -43,6 +44,7 @@ class Descent:
         momentum: of sgd.
         betas: of adam; rmsprop uses the second.
         bias_rate: step size of the bias over the weights'.
+        stopping: tolerance and patience of early stopping.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Descent:
         momentum: float,
         betas: tuple[float, float],
         bias_rate: float,
+        stopping: tuple[float, int],
     ) -> None:
         self.weights = weights
         self._penalty = penalty
@@ -67,9 +70,7 @@ class Descent:
         self.step = 0
         count = weights.shape[1]
         self.done = np.zeros(count, dtype=bool)
-        self.best = weights.copy()
-        self.best_value = np.full(count, np.inf)
-        self._waited = np.zeros(count, dtype=np.int64)
+        self.best = Best(weights, *stopping)
         self.epoch_loss = np.zeros(count)  # sums over the rows of this epoch
         self.epoch_weight = 0.0
 
@@ -92,16 +93,9 @@ class Descent:
         weights[:-1] = np.sign(weights[:-1]) * np.maximum(np.abs(weights[:-1]) - shrink, 0)
         self.weights[:, active] = weights
 
-    def judge(self, values: Array, tolerance: float, patience: int) -> None:
+    def judge(self, values: Array) -> None:
         """Take in the losses (P,) after an epoch: keep each candidate's best weights, end those without gain."""
-        values = np.where(np.isfinite(values), values, np.inf)
-        with np.errstate(invalid="ignore"):
-            gained = values < self.best_value - tolerance * np.where(np.isfinite(self.best_value), np.abs(self.best_value), 0)
-        better = ~self.done & (values < self.best_value)
-        self.best = np.where(better[None, :, None], self.weights, self.best)
-        self.best_value = np.where(better, values, self.best_value)
-        self._waited = np.where(gained, 0, self._waited + 1)
-        self.done |= (self._waited >= patience) | ~np.isfinite(values)
+        self.done |= self.best.judge(values, self.weights, self.active)
 
     def _move(self, gradient: Array, active: Array) -> Array:
         if self._method == "sgd":
@@ -123,9 +117,7 @@ class Descent:
             "square": Entry(self._square),
             "step": Entry(self.step),
             "done": Entry(self.done),
-            "best": Entry(self.best),
-            "best_value": Entry(self.best_value),
-            "waited": Entry(self._waited),
+            **self.best.state_dict(),
             "epoch_loss": Entry(self.epoch_loss),
             "epoch_weight": Entry(self.epoch_weight),
         }
@@ -135,8 +127,7 @@ class Descent:
         self.weights, self._mean = np.array(state["weights"].value), np.array(state["mean"].value)
         self._square, self.step = np.array(state["square"].value), int(state["step"].value)
         self.done = np.array(state["done"].value, dtype=bool)
-        self.best, self.best_value = np.array(state["best"].value), np.array(state["best_value"].value)
-        self._waited = np.array(state["waited"].value)
+        self.best.load_state_dict(state)
         self.epoch_loss, self.epoch_weight = np.array(state["epoch_loss"].value), float(state["epoch_weight"].value)
 
 

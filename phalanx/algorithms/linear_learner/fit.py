@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, final
 
 import numpy as np
 
-from ...contracts import Array, Entry, Session, State
+from ...contracts import Array, Entry, Session, State, Stateful
 from ...errors import UserError
 from ..reading import copies, train_channel, used_channels
 from . import metrics as measures
@@ -20,18 +20,20 @@ from .candidates import class_weights, grid_of
 from .curvature import MOST_COLUMNS, Curvature, measure
 from .data import Piece, Reader
 from .descent import Descent, Schedule
+from .early_stopping import Best
 from .hyperparameters import LinearLearnerHyperparameters
 from .losses import loss_of, slope_change
 from .objective import Crew, Objective, scores
 from .rotation import rotation
-from .screening import KEPT, LOOSER, MEMORY, Heat, Sample, screening
-from .solver import Penalty, Solver
+from .screening import KEPT, LOOSER, MEMORY, STAGE_PASSES, Heat, Sample, screening
+from .solver import LASTING_MEMORY, LASTING_STAGE, Penalty, Solver
 
 if TYPE_CHECKING:
     from .algorithm import LinearLearner
 
 _SPARE = 64  # channels beside train may have more rows, and every rank may see them all
 _CURVATURE_ROWS, _CURVATURE_ROWS_A_COLUMN = 8192, 8  # that the curvature is measured on, at least
+_WATCHED = 5  # passes after which candidates are measured on channel `validation`
 _CALIBRATED_NUMBERS = 1 << 28  # scores that are held for the choice
 
 
@@ -72,6 +74,9 @@ class Training:
             self._members = np.array(restored["members"].value)
             self._screening = self._screening if int(restored["screening"].value) else None
         self._heats = self._all_heats() if wanted.solves else []
+        self._watched: Best | None = None  # on channel `validation`
+        if restored is not None and "watched/best" in restored:
+            self._watched = Best(np.zeros(np.shape(restored["watched/best"].value)), *self._stopping)
         if restored is not None:
             self._step = int(restored["step"].value)
             for name, part in self._parts().items():
@@ -83,10 +88,11 @@ class Training:
         race = {"members": Entry(self._members), "screening": Entry(int(self._screening is not None))}
         return {"step": Entry(self._step), **race, **inner}
 
-    def _parts(self) -> dict[str, Solver | Descent]:
+    def _parts(self) -> dict[str, Stateful]:
         if self._descending is not None:
             return {"descent/": self._descending}
-        return {f"heat-{number}/": heat.solver for number, heat in enumerate(self._heats)}
+        heats: dict[str, Stateful] = {f"heat-{number}/": heat.solver for number, heat in enumerate(self._heats)}
+        return heats if self._watched is None else {**heats, "watched/": self._watched}
 
     def run(self, model: LinearLearner) -> None:
         """Collective. Train to the end; write the result into `model`."""
@@ -109,9 +115,29 @@ class Training:
                 heat.advance(wanted.solver_tolerance * (LOOSER if screening else 1))
             self._step += 1
             metrics = {"train:objective_loss": min(float(heat.solver.loss.min()) for heat in self._heats)}
+            if screening is None and self._step % _WATCHED == 0:
+                metrics |= self._watch(self._heats[0])
             if screening is None and not self._goes_on():
                 metrics |= self._finish(model)
             self._session.report(self._step, metrics, rows=self._train.rows // (screening.every if screening else 1))
+
+    def _watch(self, heat: Heat) -> dict[str, float]:
+        """Collective. End candidates that no longer gain on channel `validation`, where many columns make passes many."""
+        solver = heat.solver
+        if not self._validated or self._exact or not len(solver.active):
+            return {}
+        weights, losses = solver.weights, np.full(len(heat.members), np.inf)
+        if self._watched is None:
+            self._watched = Best(weights, *self._stopping)
+        active = solver.active
+        losses[active] = self._losses("validation", weights[:, active], heat.members[active])
+        solver.end(np.flatnonzero(self._watched.judge(losses, weights, active)))
+        return {"validation:objective_loss": _least(losses)}
+
+    @property
+    def _exact(self) -> bool:
+        """Whether steps are along the curvature's eigenvectors: then passes are few, and strong weights not learnt first."""
+        return self._measured_by is not None and self._measured_by.full
 
     def _goes_on(self) -> bool:
         most = self._wanted.max_passes
@@ -151,13 +177,25 @@ class Training:
     def _heat(self, members: Array, start: Array | None) -> Heat:
         """Return candidates to be solved in the columns they have."""
         assert self._measured_by is not None
-        outputs, of = self._wanted.outputs, self._sample.columns
-        if self._screening is None:
-            solver = Solver(self._columns, self._penalty.of(members), outputs, self._measured_by, self._crew, start)
-            return Heat(members, solver, self._objective, lambda: self._pieces("train"))
+        outputs, of, screening = self._wanted.outputs, self._sample.columns, self._screening
         columns = self._columns if of is None else len(of)
-        curvature = self._measured_by.among(of)
-        solver = Solver(columns, self._sharper(members), outputs, curvature, self._crew, start, memory=MEMORY)
+        gentle = 0.0
+        if not self._exact:
+            gentle = (screening.sharper if screening else 1.0) / max(self._train.rows, 1)
+        memory, stage = (MEMORY, STAGE_PASSES) if screening else (LASTING_MEMORY, LASTING_STAGE)
+        solver = Solver(
+            columns,
+            self._sharper(members),
+            outputs,
+            self._measured_by.among(of),
+            self._crew,
+            start,
+            memory=memory,
+            gentle=gentle,
+            stage=stage,
+        )
+        if screening is None:
+            return Heat(members, solver, self._objective, lambda: self._pieces("train"))
         return Heat(members, solver, self._screened_by, lambda: self._sample.pieces)
 
     def _sharper(self, members: Array) -> Penalty:
@@ -165,20 +203,25 @@ class Training:
 
     def _narrow(self) -> None:
         """Collective. End the screening: the best candidates go on, with all rows, from where they are."""
-        everyone = np.concatenate([heat.members for heat in self._heats])
-        weights = np.concatenate([heat.weights for heat in self._heats], axis=1)
-        losses = np.concatenate([heat.solver.loss for heat in self._heats])
-        self._heats = []
+        heats, everyone = self._heats, np.concatenate([heat.members for heat in self._heats])
+        value = np.concatenate([self._screened_value(heat) for heat in heats])
+        best = np.sort(everyone[np.lexsort((everyone, -value))[:KEPT]])
+        start = np.zeros((self._columns + 1, len(best), self._wanted.outputs))
+        for heat in heats:
+            chosen = np.isin(best, heat.members)
+            start[:, chosen] = self._sample.widened(heat.weights_of(best[chosen]), self._columns)
+        self._members, self._screening, self._sample = best, None, Sample([], None)
+        self._heats = [self._heat(best, start)]
+
+    def _screened_value(self, heat: Heat) -> Array:
+        """Collective. Return how good candidates are (P,): more is better."""
+        if self._by_loss and not self._validated:
+            return -heat.solver.loss
+        weights = heat.weights_of(heat.members)
         if self._by_loss:
-            value = -(self._losses("validation", weights, everyone) if self._validated else losses)
-        else:
-            found = self._judged("validation" if self._validated else "sample", weights)
-            value = np.array([criterion for _, criterion in found] or np.zeros(len(everyone)))
-        best = np.lexsort((everyone, -value))[:KEPT]
-        best = best[np.argsort(everyone[best])]
-        start = self._sample.widened(weights[:, best], self._columns)
-        self._members, self._screening, self._sample = everyone[best], None, Sample([], None)
-        self._heats = [self._heat(self._members, start)]
+            return -self._losses("validation", weights, heat.members)
+        found = self._judged("validation" if self._validated else "sample", weights)
+        return np.array([criterion for _, criterion in found] or np.zeros(len(heat.members)))
 
     def _objective_of(self, largest: Array) -> Objective:
         """Return the objective over columns with such bounds."""
@@ -193,6 +236,10 @@ class Training:
             largest_weight=survey.largest_weight,
             addends=max(self._train.rows, 1) * _SPARE,
         )
+
+    @property
+    def _stopping(self) -> tuple[float, int]:
+        return self._wanted.early_stopping_tolerance, self._wanted.early_stopping_patience
 
     @property
     def _columns(self) -> int:
@@ -231,14 +278,14 @@ class Training:
 
     def _end_epoch(self, descent: Descent) -> dict[str, float]:
         """Collective. Judge every candidate that goes on."""
-        active, wanted = descent.active, self._wanted
+        active = descent.active
         values, metrics = np.full(len(descent.done), np.inf), {}
         if self._validated:
             values[active] = self._losses("validation", descent.weights[:, active], active)
             metrics = {"validation:objective_loss": _least(values)}
         else:
             values[active] = descent.epoch_loss[active] / descent.epoch_weight
-        descent.judge(values, wanted.early_stopping_tolerance, wanted.early_stopping_patience)
+        descent.judge(values)
         descent.epoch_loss[:], descent.epoch_weight = 0.0, 0.0
         return metrics
 
@@ -283,9 +330,9 @@ class Training:
     def _finish(self, model: LinearLearner) -> dict[str, float]:
         """Collective. Choose the best candidate, make the model of it, measure it on the other channels."""
         descent, wanted = self._descending, self._wanted
-        weights = descent.best if descent is not None else self._heats[0].weights
+        weights = self._final_weights() if descent is None else descent.best.weights
         by = "validation" if self._validated else "train"
-        if descent is not None and not np.isfinite(descent.best_value).any():
+        if descent is not None and not np.isfinite(descent.best.value).any():
             raise UserError("the loss of every candidate is infinite: lower learning_rate, or leave normalize_data=true")
         best, threshold = 0, default_threshold(wanted)
         everyone = np.arange(weights.shape[1])
@@ -307,6 +354,14 @@ class Training:
             z, label = self._collected(name, weights[:, [best]], self._session.channels[name].rows)
             metrics |= {f"{name}:{metric}": value for metric, value in self._measured(z, label, threshold, loss).items()}
         return metrics
+
+    def _final_weights(self) -> Array:
+        """Collective. Return the solver's weights (D + 1, P, K), or what was better of them before."""
+        weights = self._heats[0].solver.weights
+        if self._watched is None:
+            return weights
+        self._watched.judge(self._losses("validation", weights, self._members), weights, np.arange(len(self._members)))
+        return self._watched.weights
 
     def _measured(self, z: Array, label: Array, threshold: float, loss: float) -> dict[str, float]:
         wanted, scaler = self._wanted, self._survey.scaler
@@ -377,6 +432,7 @@ class Training:
             _or(wanted.momentum, 0.9),
             (_or(wanted.beta_1, 0.9), _or(wanted.beta_2, 0.999)),
             _or(wanted.bias_lr_mult, 1.0),
+            self._stopping,
         )
 
     def _schedule(self) -> Schedule:

@@ -1,8 +1,8 @@
 """Few rows of many columns in coordinates of their own, as many as there are rows.
 
-Weights under an L2 penalty alone are sums of the rows they are learnt from. So with the rows' products G = X·Xᵀ = U·Λ·Uᵀ, learning
-from the rows of U·√Λ under the same penalty is learning from X, and X's weights are Xᵀ·U/√Λ times those found. The new columns
-are uncorrelated, so the solver's diagonal curvature is exact.
+Weights under an L2 penalty alone are sums of the rows they are learnt from. So with the rows' products G = X·Xᵀ = U·Λ·Uᵀ,
+learning from the rows of U·√Λ under the same penalty is learning from X, and X's weights are Xᵀ·U/√Λ times those found. The
+new columns are uncorrelated, so the solver's diagonal curvature is exact.
 
 Legend of shapes: N rows, D columns, R coordinates, P candidates, K outputs.
 """

@@ -20,7 +20,8 @@ from .data import READ_ROWS, Piece, rows_of
 from .objective import Objective
 from .solver import Solver
 
-_PASSES, _PASSES_OF_WIDE = 30, 8  # over the sample at most
+_PASSES, _PASSES_OF_WIDE = 30, 20  # over the sample at most
+STAGE_PASSES = 4  # with a penalty on the way to a weaker one
 LOOSER = 10.0  # than the last passes: it is only to tell candidates apart
 KEPT = 2  # candidates that go on
 _FEWEST_CANDIDATES = 8
@@ -51,10 +52,9 @@ class Heat:
         gradients /= weight
         solver.advance(losses / weight, gradients, tolerance)
 
-    @property
-    def weights(self) -> Array:
-        """(S + 1, P, K) of all candidates."""
-        found = self.solver.weights
+    def weights_of(self, numbers: Array) -> Array:
+        """Return weights (S + 1, len(numbers), K) of some of the candidates."""
+        found = self.solver.weights[:, np.searchsorted(self.members, numbers)]
         return found if self.back is None else self.back(found)
 
 
@@ -98,8 +98,8 @@ class Screening:
         for piece in pieces:
             block = piece.block
             first = (piece.batch * READ_ROWS + piece.offset) // block  # number of the piece's first block in the channel
-            places = range(-first % self.every * block, len(piece), self.every * block)
-            parts = [rows_of(piece, start, min(start + block, len(piece))) for start in places]
+            starts = range(-first % self.every * block, len(piece), self.every * block)
+            parts = [rows_of(piece, start, min(start + block, len(piece))) for start in starts]
             if parts:
                 found.append(_joined(parts))
         if columns < _WIDE:

@@ -1,7 +1,8 @@
 """L-BFGS of all candidates at once: every pass over the rows evaluates each candidate's own trial point.
 
 A candidate whose trial is good enough moves there and takes a new direction; one whose trial is not shortens its step and is
-evaluated again in the next pass. So none waits for another, and no pass is lost. L1 penalties by orthants, after Andrew and
+evaluated again in the next pass. So none waits for another, and no pass is lost. Weak L2 penalties may be come to by stronger
+ones: from zeros the first steps of weights that few rows know would be far too long. L1 penalties by orthants, after Andrew and
 Gao, "Scalable training of L1-regularized log-linear models" (2007). Steps start from the curvature of the features
 (`linear_learner_curvature`).
 
@@ -22,13 +23,15 @@ from ..kernels import quasi_newton as loops
 from .curvature import Curvature
 from .objective import Crew
 
-_MEMORY = 8
+LASTING_MEMORY = 8  # pairs of a solver that goes on to the end
 _ENOUGH = 1e-4  # Armijo's constant
 _NOISE = 1e-7  # of the objective, relative: dense products are float32
 _WINDOW = 5
 _NO_GAIN = 0.1  # of the tolerance: a candidate that can gain no more has converged
 _SHORTEST = 2.0**-20
 _LEAST_SHARE = 0.03  # of a trial that failed, in the next one
+LASTING_STAGE = 10  # passes with a penalty on the way to a weaker one
+_FAINTEST = 1e-4  # of the first penalty of that way: the last before a still weaker one
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,8 @@ class Solver:
         crew: of threads.
         start: weights to begin with; None: zeros.
         memory: pairs of steps and changes that are kept.
+        gentle: L2 penalty that every candidate begins with; a weaker one is come to by tenths.
+        stage: passes of each of them, at most.
     """
 
     def __init__(
@@ -68,7 +73,9 @@ class Solver:
         crew: Crew,
         start: Array | None = None,
         *,
-        memory: int = _MEMORY,
+        memory: int = LASTING_MEMORY,
+        gentle: float = 0.0,
+        stage: int = LASTING_STAGE,
     ) -> None:
         count = len(penalty.wd)
         shape = (columns + 1, count * outputs)
@@ -86,6 +93,9 @@ class Solver:
         self._at: Array = np.zeros(shape)
         self._gradient: Array = np.zeros(shape)
         self._direction: Array = np.zeros(shape)
+        self._gentle, self._stage = gentle, stage
+        self._wd = np.maximum(penalty.wd, gentle)  # now
+        self._passes = np.zeros(count, dtype=np.int64)  # with it
         self._length = np.ones(count)
         self._pairs: list[tuple[Array, Array]] = []  # steps and changes, float32
         self._products: list[Array] = []  # of each pair, (A,)
@@ -137,17 +147,26 @@ class Solver:
         self._past = np.where(accepted, np.vstack([self._past[1:], value]), self._past)
         with np.errstate(invalid="ignore"):
             stalled = self._past[0] - value <= tolerance * np.abs(value)
-        slope, square = self._turn(accepted, l1)
+        stalled = (accepted & stalled) | (self._length < _SHORTEST)
+        self._passes += 1
+        last = self._wd <= self._penalty.wd[held]
+        weaker = ~last & (stalled | (self._passes >= self._stage))
+        if weaker.any():
+            self._weaken(weaker)
+        slope, square = self._turn(accepted | weaker, l1)
         small = -slope / 2 <= _NO_GAIN * tolerance * np.abs(value)  # gain of a full step, by the estimate of the curvature
-        done = (accepted & (stalled | (~first & small))) | (self._length < _SHORTEST) | (np.sqrt(square) <= 1e-12)
-        self._leave(done)
+        self._leave(last & (stalled | (accepted & ~first & small) | (np.sqrt(square) <= 1e-12)))
         if not self.done.all():
             self._try()
+
+    def end(self, numbers: Array) -> None:
+        """Let candidates go no further."""
+        self._leave(np.isin(self._held, numbers) & ~self.done[self._held])
 
     def _penalised(self, gradient: Array) -> Array:
         """Add the L2 penalty's slope to the gradients at the trials; return both penalties (A,)."""
         penalty, held, trial = self._penalty, self._held, self._trial
-        wd, l1, bias = self._each(penalty.wd[held]), self._each(penalty.l1[held]), (penalty.bias_wd, penalty.use_bias)
+        wd, l1, bias = self._each(self._wd), self._each(penalty.l1[held]), (penalty.bias_wd, penalty.use_bias)
         squares, sizes = self._sums(
             lambda a, b, sums: loops.penalise(trial[a:b], gradient[a:b], wd, l1, *bias, b == len(trial), sums), 2
         )
@@ -176,6 +195,26 @@ class Solver:
         self._solve(solved, np.ones(len(valid)))
         (solved_product,) = self._dot(change, solved)
         self._scale = np.divide(product, solved_product, out=self._scale, where=valid & (solved_product > 0))
+
+    def _weaken(self, which: Array) -> None:
+        """Give candidates (A,) a tenth of their L2 penalty, or at last their own; they begin anew from where they are.
+
+        What a stronger penalty taught of the curvature would lead to the same place in fewer passes, by a way whose ends before
+        that answer new rows less well.
+        """
+        held, at, gradient = self._held, self._at, self._gradient
+        tenth, wanted = self._wd / 10, self._penalty.wd[held]
+        wd = np.where(which, np.where(tenth > np.maximum(wanted, _FAINTEST * self._gentle), tenth, wanted), self._wd)
+        fall, l1, bias = self._each(wd - self._wd), np.zeros(at.shape[1]), (self._penalty.bias_wd, self._penalty.use_bias)
+        less, _ = self._sums(lambda a, b, sums: loops.penalise(at[a:b], gradient[a:b], fall, l1, *bias, b == len(at), sums), 2)
+        self.value[held] += less
+        self._wd = wd
+        for pair in self._pairs:
+            for array in pair:
+                array[:, self._each(which)] = 0
+        self._products = [np.where(which, 0.0, product) for product in self._products]
+        self._scale, self._length = np.where(which, 1.0, self._scale), np.where(which, 1.0, self._length)
+        self._past, self._passes = np.where(which, np.inf, self._past), np.where(which, 0, self._passes)
 
     def _turn(self, accepted: Array, l1: Array) -> tuple[Array, Array]:
         """Give those that moved a new direction; return its slopes (A,) and the gradients' squares (A,)."""
@@ -207,8 +246,8 @@ class Solver:
             self._add(rest, share - _over(self._dot(change, rest)[0], product), step)
 
     def _solve(self, vector: Array, scale: Array) -> None:
-        wd, sharp = self._penalty.wd[self._held], self._penalty.l1[self._held] > 0
-        self._curvature.solve(vector, self._each(wd), self._each(sharp), self._each(scale), self._crew)
+        sharp = self._penalty.l1[self._held] > 0
+        self._curvature.solve(vector, self._each(self._wd), self._each(sharp), self._each(scale), self._crew)
 
     def _leave(self, done: Array) -> None:
         """Put away what those that are done no longer need."""
@@ -223,6 +262,7 @@ class Solver:
         self._ended[:, held[done]] = self._at[:, self._each(done)].reshape(len(self._at), -1, self._outputs)
         stay, columns = ~done, np.flatnonzero(self._each(~done))
         self._held, self._length, self._past = held[stay], self._length[stay], self._past[:, stay]
+        self._wd, self._passes = self._wd[stay], self._passes[stay]
         self._scale, self._products = self._scale[stay], [product[stay] for product in self._products]
         for number, pair in enumerate(self._pairs):
             self._pairs[number] = (_columns(pair[0], columns), _columns(pair[1], columns))
@@ -255,7 +295,8 @@ class Solver:
 
     def _sums(self, work: Callable[[int, int, Array], None], count: int = 1) -> Array:
         """Return sums over all weights of each candidate, (count, A), of which `work` adds up (count, A * K)."""
-        found = self._crew.sums(work, *self._at.shape, (count, self._at.shape[1]))
+        rows, width = self._at.shape
+        found = self._crew.sums(work, rows, width, (count, width))
         return np.asarray(found.reshape(count, -1, self._outputs).sum(axis=2))
 
     def _each(self, values: Array) -> Array:
@@ -273,6 +314,8 @@ class Solver:
             "value": Entry(self.value.copy()),
             "loss": Entry(self.loss.copy()),
             "done": Entry(self.done.copy()),
+            "wd": Entry(self._wd),
+            "passes": Entry(self._passes.copy()),
             "length": Entry(self._length),
             "pairs": Entry(pairs),
             "products": Entry(np.array(self._products).reshape(len(self._products), len(self._held))),
@@ -288,6 +331,7 @@ class Solver:
         self.value, self.loss, self._length = of["value"], of["loss"], of["length"]
         self._pairs = [(pair[0], pair[1]) for pair in of["pairs"]]
         self._products, self._past, self._scale = list(of["products"]), of["past"], of["scale"]
+        self._wd, self._passes = of["wd"], of["passes"]
 
 
 def _over(one: Array, other: Array) -> Array:
