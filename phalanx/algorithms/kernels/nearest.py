@@ -194,7 +194,7 @@ class Assigner:
             drift: (K,) bounds of how far each centre moved since `known`; None: nothing is known.
             anchors: (D + 1,) of the grids for columns and weights.
             distance_anchor: of the grid for weighted squared distances.
-            deltas: of `sums`: changes of the sums by centre are added, and the sum of weighted squared distances.
+            deltas: from `sums`: changes of the sums by centre are added, and the sum of weighted squared distances.
         """
         moves = _Moves.of(drift)
         shared = deltas * self.threads if len(deltas) == 1 else deltas
@@ -213,10 +213,15 @@ class Assigner:
         deltas[0].flat[-1] += snap(costs, distance_anchor).sum()
         return changed
 
-    def sums(self, shape: tuple[int, int]) -> list[Sums]:
-        """Return sums of no rows (K, D) for `update`: one for each thread; one for all where that would be much memory."""
+    def sums(self, shape: tuple[int, int], so_far: Sums | None = None) -> list[Sums]:
+        """Return sums (K, D) for `update` to change: one for each thread; one for all where that would be much memory.
+
+        The first are those so far, without their squared distances, the others are of no rows.
+        """
+        first = so_far or Sums.zeros(shape)
+        first.flat[-1] = 0.0
         count = 1 if 8 * shape[0] * shape[1] > _SHARED_SUMS else self.threads
-        return [Sums.zeros(shape) for _ in range(count)]
+        return [first, *(Sums.zeros(shape) for _ in range(count - 1))]
 
     def each(self, items: Sequence[S], work: Callable[[S], T]) -> list[T]:
         """Return `work(item)` of every item, done by the threads."""

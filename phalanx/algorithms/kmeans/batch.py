@@ -116,7 +116,8 @@ class Descent:
         self._counts = counts
         self._anchors = grid(np.append(self._largest * self._heaviest, self._heaviest), addends)
         self._known: list[Known] = []
-        self._sums: Sums | None = None
+        self._own: Sums | None = None  # of this rank's rows
+        self._totals: Array | None = None  # (k,) weights of the clusters, over all ranks
         self._seen: Array | None = None  # the centres that rows were last compared with
 
     def iterate(self, values: Array) -> tuple[Array, float, int, bool]:
@@ -129,12 +130,31 @@ class Descent:
             The centres moved (k, D) float32; the mean squared distance before they moved; the rows that changed their
             centre; whether a centre without rows was put elsewhere.
         """
-        centers = Centers(values)
         drift = None if self._seen is None else _distances(values, self._seen)
-        self._seen = values
-        anchor = grid(centers.farthest(self._largest) * self._heaviest, self._addends)
+        self._seen = values  # with many centres these and their sums are most of the memory: none stays longer than it must
         shape = (values.shape[0], values.shape[1])
-        deltas = self._assigner.sums(shape)
+        parts = self._assigner.sums(shape, self._own)
+        changed = self._sweep(Centers(values), drift, parts)
+        self._own = parts[0]
+        for other in parts[1:]:
+            self._own.flat += other.flat
+        del parts
+        found = self._own.flat if self._counts else np.zeros_like(self._own.flat)
+        total = Sums(found if self._world.size == 1 else self._world.all_reduce(found), shape)
+        changed = int(self._world.all_reduce(np.array([changed if self._counts else 0]))[0])
+        counts = self._totals = total.counts.copy()
+        idle = np.flatnonzero(counts <= 0)
+        moved = np.empty(shape, np.float32)
+        np.divide(total.rows, np.where(counts > 0, counts, 1.0)[:, None], out=moved, casting="same_kind")
+        moved[idle] = values[idle]
+        error = float(total.flat[-1])
+        del found, total
+        repaired = bool(len(idle)) and self._revive(idle, moved)
+        return moved, error / max(float(counts.sum()), 1e-300), changed, repaired
+
+    def _sweep(self, centers: Centers, drift: Array | None, parts: list[Sums]) -> int:
+        """Collective. Bring the rows' labels and their sums, in `parts`, up to date; return how many rows changed."""
+        anchor = grid(centers.farthest(self._largest) * self._heaviest, self._addends)
 
         def sweep() -> int:
             changed = 0
@@ -142,29 +162,10 @@ class Descent:
                 if number == len(self._known):
                     self._known.append(Known.nothing(len(rows)))
                 known = self._known[number] = self._known[number].grown(len(rows))
-                changed += self._assigner.update(rows, weights, known, centers, drift, self._anchors, anchor, deltas)
+                changed += self._assigner.update(rows, weights, known, centers, drift, self._anchors, anchor, parts)
             return changed
 
-        changed = together(self._world, "clustering the rows of channel 'train'", sweep)
-        delta = deltas[0].flat
-        for other in deltas[1:]:
-            delta += other.flat
-        if not self._counts:
-            delta[:], changed = 0.0, 0
-        delta = self._world.all_reduce(delta)
-        changed = int(self._world.all_reduce(np.array([changed]))[0])
-        error, delta[-1] = float(delta[-1]), 0.0
-        if self._sums is None:
-            self._sums = Sums(delta, shape)
-        else:
-            self._sums.flat += delta
-        counts = self._sums.counts
-        idle = np.flatnonzero(counts <= 0)
-        moved = np.empty(shape, np.float32)
-        np.divide(self._sums.rows, np.where(counts > 0, counts, 1.0)[:, None], out=moved, casting="same_kind")
-        moved[idle] = values[idle]
-        repaired = bool(len(idle)) and self._revive(idle, moved)
-        return moved, error / max(float(counts.sum()), 1e-300), changed, repaired
+        return together(self._world, "clustering the rows of channel 'train'", sweep)
 
     def swap(self, values: Array, key: int) -> tuple[Array, int]:
         """Collective. Swap clusters where that lowers the loss: see `swaps`.
@@ -176,7 +177,7 @@ class Descent:
         Returns:
             The centres, and how many swaps were done.
         """
-        assert self._sums is not None
+        assert self._totals is not None
         rows = Rows(
             self._world,
             self._assigner,
@@ -188,7 +189,7 @@ class Descent:
             self._addends,
             self._counts,
         )
-        return swap(rows, values, self._sums.counts, key)
+        return swap(rows, values, self._totals, key)
 
     def _revive(self, idle: Array, centers: Array) -> bool:
         """Collective. Put centres without rows where the farthest rows are; return whether there were any."""
@@ -317,15 +318,19 @@ class BatchKMeans:
     def _start(self, parts: list[Part], stop: int) -> Array:
         """Collective. Return the best of several starts on the first rows of the sample."""
         plan = self._plan
-        found = [(np.zeros((0, self._shard.columns or 1), np.float32), np.zeros(0), np.zeros(0, np.int64))]
-        for first_row, rows, weights in parts:
-            count = min(max(stop - first_row, 0), len(rows))
-            own = weights[:count] if len(weights) else np.ones(count)
-            found.append((dense_rows(rows, 0, count), own, first_row + np.arange(count)))
-        columns = (np.concatenate(column) for column in zip(*found, strict=True))
-        points, heavy, numbers_ = (np.concatenate(self._world.all_gather(column)) for column in columns)
-        order = np.unique(numbers_, return_index=True)[1]  # where a rank reads all rows, so do the others
-        points, heavy = points[order], heavy[order]
+        counts = [min(max(stop - first_row, 0), len(rows)) for first_row, rows, _ in parts]
+        points = np.empty((sum(counts), self._shard.columns or 1), np.float32)
+        heavy, numbers_, at = np.ones(len(points)), np.empty(len(points), np.int64), 0
+        for (first_row, rows, weights), count in zip(parts, counts, strict=True):
+            to = slice(at, at + count)
+            points[to] = dense_rows(rows, 0, count)
+            heavy[to] = weights[:count] if len(weights) else 1.0
+            numbers_[to] = first_row + np.arange(count)
+            at += count
+        if self._world.size > 1:
+            points, heavy, numbers_ = (np.concatenate(self._world.all_gather(column)) for column in (points, heavy, numbers_))
+            order = np.unique(numbers_, return_index=True)[1]  # where a rank reads all rows, so do the others
+            points, heavy = points[order], heavy[order]
         if not heavy.any():
             heavy = np.ones(len(heavy))
         cost = points.size * plan.k * _START_ITERATIONS
