@@ -13,6 +13,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import njit, types
 from numba.extending import intrinsic
 
+from . import kernel_cache  # noqa: F401 - before anything compiles
+
 NEWLINE, RETURN, SPACE, TAB, QUOTE, COLON, HASH, MINUS, PLUS, POINT = 10, 13, 32, 9, 34, 58, 35, 45, 43, 46
 OK, BAD_NUMBER, TOO_FEW, TOO_MANY, BAD_INDEX, INDEX_TOO_LARGE, BAD_LABEL, NO_ROW = 0, 1, 2, 3, 4, 5, 6, 7
 _POWERS = 10.0 ** np.arange(0, 309)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from . import kernel_cache  # noqa: F401 - before anything compiles
+
 MAGIC = 0xCED7230A
 _FLAGS = 29  # the length word: 3 bits that say which part of a record this is, then its length
 _WHOLE, _FIRST, _LAST = 0, 1, 3
