@@ -56,6 +56,10 @@ class PreparedLauncher:
         """See `LocalLauncher.prepare`."""
         self._inner.prepare(preload)
 
+    def begin(self) -> None:
+        """Start the template process, which prepares itself; returns at once."""
+        self._living()
+
     def start(self, spec: WorkerSpec) -> Workers:
         """See `LocalLauncher.start`."""
         template = self._living() if spec.workers == 1 and spec.command is None else None
@@ -67,6 +71,12 @@ class PreparedLauncher:
             if not template.ended(_DYING_SECONDS):
                 raise
         return self._inner.start(spec)
+
+    def dismiss(self) -> None:
+        """Let the template process end, with every worker it has; `close` waits for it."""
+        with self._lock:
+            if self._template is not None:
+                self._template.dismiss()
 
     def close(self) -> None:
         """End the template process and every worker it has."""
@@ -122,10 +132,12 @@ class Template:
 
     def alive(self) -> bool:
         """Return whether the process still runs."""
-        return not self._closed and not self.ended(0.0)
+        return not self.ended(0.0)
 
     def ended(self, timeout_s: float) -> bool:
         """Return whether the process has ended, waiting at most so long for its end."""
+        if self._closed:
+            return True
         waiting = select.poll()
         waiting.register(self._socket, select.POLLIN)  # it never writes there
         return bool(waiting.poll(timeout_s * 1e3))
@@ -145,12 +157,15 @@ class Template:
     def release(self) -> None:
         """See `WarmServer.release`: it ends with `close`."""
 
+    def dismiss(self) -> None:
+        """Let the process end."""
+        self._closed = True
+        self._socket.close()
+
     def close(self) -> None:
         """End the process, and wait for it."""
-        if not self._closed:
-            self._closed = True
-            self._socket.close()
-            self._await_exit()
+        self.dismiss()
+        self._await_exit()
         with contextlib.suppress(OSError):
             os.close(self._status)
         self._server.release()

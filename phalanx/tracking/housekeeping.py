@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from . import stop_file
 from .outside import Outside
 from .record import SYNC_SECONDS, JobRecord
 
+_LOG = re.compile(r"rank-(\d+)\.log")
 _POLL_SECONDS = 0.1
 STOP_SECONDS = 1.0
 _REFRESH_SECONDS = 2.0
@@ -27,14 +30,16 @@ class LogTail:
     def __init__(self, folder: Path, show: Callable[[int, str], None]) -> None:
         self._folder = folder
         self._show = show
-        self._offsets: dict[Path, int] = {}
+        self._offsets: dict[int, int] = {}  # by rank
 
     def poll(self, *, last: bool = False) -> None:
         """Show complete new lines; with `last`, an unfinished one too."""
-        for path in sorted(self._folder.glob("rank-*.log")):
-            rank = int(path.stem.removeprefix("rank-"))
-            offset = self._offsets.get(path, 0)
-            while True:
+        with os.scandir(self._folder) as entries:
+            sizes = {int(found[1]): entry.stat().st_size for entry in entries if (found := _LOG.fullmatch(entry.name))}
+        for rank, size in sorted(sizes.items()):
+            path = self._folder / f"rank-{rank}.log"
+            offset = self._offsets.get(rank, 0)
+            while offset < size or last:
                 with path.open("rb") as file:
                     file.seek(offset)
                     data = file.read(_MAX_READ)
@@ -44,7 +49,7 @@ class LogTail:
                 offset += len(whole)
                 for line in whole.decode("utf-8", "replace").splitlines():
                     self._show(rank, line)
-            self._offsets[path] = offset
+            self._offsets[rank] = offset
 
 
 @final

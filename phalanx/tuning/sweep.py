@@ -90,15 +90,19 @@ class Sweep:
         try:
             with stopping_on_signals(self._stop, lambda: self._messages.put(Wake())):
                 self._take_up()
+                if self._sharing is not None and self._may_begin():
+                    self._sharing.begin()
                 self._write("InProgress", "")
                 self._loop()
             reason = self._reason()
         finally:
             self._wait_for_all()
             if self._sharing is not None:
-                self._sharing.close()
+                self._sharing.dismiss()
             failed = self._error is not None and not isinstance(self._error, Stopped)
             self._write("Failed" if failed else "Stopped" if self._interrupted() else "Completed", reason)
+            if self._sharing is not None:
+                self._sharing.close()
             self._view.ended(self.trials, reason)
         if self._error is not None:
             raise self._error
