@@ -33,7 +33,7 @@ MODEL_FILE = "xgboost-model"
 CARD_FILE = "xgboost.json"
 # Rounds drawn from one seed. More: a resumed job repeats more of them. Fewer: new seeds cost up to a millisecond each. Dart's
 # rounds change the weights of earlier trees, so none can be taken back: there every round has a seed of its own.
-_CHUNK = 8
+_CHUNK = 16
 
 
 @dataclass(slots=True)
@@ -187,23 +187,25 @@ class _Training:
         _check_width(settings, intakes[0].width)
         self._settle_labels(intakes)
         self._labels = {name: matrix.get_label() for name, matrix in self._matrices.items()} if self._own else {}
+        self._watched: list[str] = [name for name in ("train", "validation") if name in self._matrices]  # evaluated every round
+        self._order = {metric: place for place, metric in enumerate(settings.metrics())}
 
     def run(self) -> None:
         """Collective. Boost round by round."""
         model, settings = self._algorithm, self._settings
         booster = model._booster = self._new_booster(model._booster)
+        rows = self._session.channels["train"].rows
         try:
             while not self._is_over():
                 number = model._rounds  # of this round, counted from 0
                 self._boost(booster, number)
                 model._rounds = number + 1
-                metrics = self._metrics(booster, self._watched(), number)
+                metrics = self._metrics(booster, self._watched, number)
                 self._remember_best(booster, metrics)
                 if self._is_over():
                     booster = self._cut_to_best(booster)
-                    rest = [name for name in self._matrices if name not in self._watched()]
+                    rest = [name for name in self._matrices if name not in self._watched]
                     metrics |= self._metrics(booster, rest, number)
-                rows = self._session.channels["train"].rows
                 self._session.report(model._rounds, metrics, rows=rows, of=settings.num_round)
                 self._show_trees(booster)  # after what validation says of them
             self._cut_to_best(booster)  # for a job restored after its last round
@@ -229,10 +231,6 @@ class _Training:
             _renew(booster, self._parameters, _seed_of_round(self._seed, number))
         booster.update(self._matrices["train"], number)
 
-    def _watched(self) -> list[str]:
-        """Return the channels that are evaluated every round; the others wait for the end."""
-        return [name for name in ("train", "validation") if name in self._matrices]
-
     def _metrics(self, booster: xgb.Booster, names: list[str], round: int) -> dict[str, float]:
         """Collective. Return `channel:metric` -> value, in the order the user gave the metrics."""
         if not names:
@@ -254,11 +252,10 @@ class _Training:
                     classes=self._settings.num_class or 2,
                     add=add_up,
                 )
-        order = {metric: place for place, metric in enumerate(self._settings.metrics())}
         return {
             f"{name}:{metric}": values[metric]
             for name, values in found.items()
-            for metric in sorted(values, key=lambda metric: order.get(metric, -1))
+            for metric in sorted(values, key=lambda metric: self._order.get(metric, -1))
         }
 
     def _show_trees(self, booster: xgb.Booster) -> None:
