@@ -12,6 +12,7 @@ from . import storage
 from .errors import PlatformError, UserError
 
 _CHUNK = 1 << 20
+_LEVEL = 3  # of gzip: packs trees in half the time of its usual 6, to a twentieth more bytes; weights are the same either way
 _MAX_MEMBERS = 100_000
 
 
@@ -20,7 +21,7 @@ def pack(folder: Path, archive: Path) -> None:
     partial = archive.with_name(f".{archive.name}.partial")
     with (
         partial.open("wb") as raw,
-        gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as packed,
+        gzip.GzipFile("", "wb", compresslevel=_LEVEL, fileobj=raw, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
     ):
         for path in sorted(p for p in folder.rglob("*") if p.is_file()):
