@@ -26,7 +26,7 @@ _READ = 1 << 16
 _PIPE = 1 << 20  # the most that the kernel lets an ordinary process keep in a pipe
 _MAX_LINE = 1 << 26
 _CLOSE_SECONDS, _CLOSE_POLL_SECONDS = 10.0, 0.1
-_GATHER_SECONDS = 0.02  # after some events the next are left to gather; that workers end is told at once
+_GATHER_SECONDS = 0.05  # after some events the next are left to gather; that workers end is told at once
 
 
 @final
