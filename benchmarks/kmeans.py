@@ -1,13 +1,14 @@
 """K-means of Phalanx against scikit-learn, its MiniBatchKMeans and faiss: time to the same loss, and memory.
 
-    python benchmarks/kmeans.py --data DIR [--clusters 100 256] [--repeats N]
+    python benchmarks/kmeans.py --data DIR [--clusters 100 256] [--repeats N] [--floats]
 
-`--data` takes a folder with fashion-mnist (idx files). Every side runs in a process of its own, whose peak memory counts, on
-rows in memory: the peers on float32 in [0, 1], Phalanx on the bytes as the file has them, which it takes as they are (losses
-are those of [0, 1]). Reading is not timed nor, in seconds by the clock, importing; the fastest run counts. For each peer
-Phalanx (solver=lloyd) makes as few passes over all rows as bring it to the peer's loss: scikit-learn's within 0.2 %, that of
-others outright. Loss is the mean squared distance of all rows to their nearest centre, computed by the same function for all.
-Peers: pip install faiss-cpu scikit-learn; a peer that is not installed is left out.
+`--data` takes a folder with fashion-mnist (idx files). Every side runs in a process of its own, whose peak memory
+(resident, with the pages of libraries) counts, on rows in memory: the peers on float32 in [0, 1], Phalanx on the bytes as
+the file has them, which it takes as they are (losses are those of [0, 1]). Reading is not timed nor, in seconds by the clock,
+importing; the fastest run counts. For each peer Phalanx (solver=lloyd) makes as few passes over all rows as bring it to the
+peer's loss: scikit-learn's within 0.2 %, that of others outright. Loss is the mean squared distance of all rows to their
+nearest centre, computed by the same function for all. Peers: pip install faiss-cpu scikit-learn; a peer that is not installed
+is left out.
 """
 
 from __future__ import annotations
@@ -138,7 +139,8 @@ def side(options: argparse.Namespace) -> None:
     for module in MODULES[options.side]:
         importlib.import_module(module)
     imported = time.process_time() - begun
-    rows = pictures(options.data) if options.side == "phalanx" else scaled(options.data)
+    as_bytes = options.side == "phalanx" and not options.floats
+    rows = pictures(options.data) if as_bytes else scaled(options.data)
     trace: list[float] = []
     begun = time.process_time()
     if options.side == "phalanx":
@@ -148,7 +150,7 @@ def side(options: argparse.Namespace) -> None:
         took, centers = run(rows, options.k, options.seed)
     cpu = time.process_time() - begun + imported
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    if options.side == "phalanx":
+    if as_bytes:
         centers, trace = centers / np.float32(255), [value / 255**2 for value in trace]
     del rows
     print(json.dumps({"seconds": took, "loss": loss(pictures(options.data), centers), "mib": peak, "cpu": cpu, "trace": trace}))
@@ -169,6 +171,7 @@ def best(options: argparse.Namespace, name: str, k: int, settings: dict[str, flo
         str(options.seed),
     ]
     command += ["--threads", str(options.threads), "--settings", json.dumps(settings)]
+    command += ["--floats"] if options.floats else []
     runs = [json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
             for _ in range(repeats)]  # fmt: skip
     return min(runs, key=lambda run: run["seconds"])
@@ -207,6 +210,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--floats", action="store_true", help="Phalanx too is given float32 rows")
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--k", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--settings", default="{}", help=argparse.SUPPRESS)

@@ -22,7 +22,7 @@ from numba import njit
 from . import lanes
 from .forest import CUT, DIM, HEAD, LEFT, PARENT, ROOT, ROWS, SIZE, TREES, UNIT, outside
 
-NARROW: Final = 32  # stored columns
+NARROW: Final = 8  # stored columns; of wider rows a few at one leaf, as small batches have, are faster one by one
 MOST_LEAVES: Final = 64 * lanes.WORDS  # of a tree, for `score_many`
 MOST_CUTS: Final = 65000  # of the trees that `score_many` takes at once: places are 16-bit numbers
 _BLOCK = 64  # rows whose places are sought at once
@@ -168,6 +168,7 @@ def score(rows, turned, columns, words, ints, points, leaves, heads, units):
         if heads[t, ROWS] == 0:
             continue
         scale = np.log2(heads[t, ROWS] + 1.0) / UNIT
+        words_t, ints_t, points_t = words[t].reshape(-1), ints[t], points[t].reshape(-1)
         for n in range(count):
             order[n] = n
         waiting[0, 0], waiting[0, 1], waiting[0, 2], waiting[0, 3] = heads[t, ROOT], 0, 0, count
@@ -188,8 +189,8 @@ def score(rows, turned, columns, words, ints, points, leaves, heads, units):
                 equal = _of_equal(leaves[t, ~node, 0], heads[t, ROWS], depth)
                 if narrow:
                     _rise(
-                        rows, columns, order, first, last, words[t].reshape(-1), ints[t], points[t].reshape(-1), ~node, depth,
-                        leaves[t, ~node, 1], low_shares, np.float32(equal), scale, x, found, units,
+                        rows, columns, order, first, last, words_t, ints_t, points_t, ~node, depth, leaves[t, ~node, 1],
+                        low_shares, np.float32(equal), scale, x, found, units,
                     )  # fmt: skip
                 else:
                     _climb_together(
@@ -388,12 +389,13 @@ def score_many(rows, places, keys, begins, words, ints, points, leaves, heads, u
         _tables(own[t], owned[t], spans, begins, table, starts, sets)
         _by_leaf(places, table, starts, sets, arrived, ends, order)
         scale, first = np.log2(heads[t, ROWS] + 1.0) / UNIT, 0
+        words_t, ints_t, points_t = words[t].reshape(-1), ints[t], points[t].reshape(-1)
         for number in range(ends_here):
             leaf, depth, last = numbers[number], depths[number], ends[number]
             if first < last:
+                equal = _of_equal(leaves[t, leaf, 0], heads[t, ROWS], depth)
                 _rise(
-                    rows, columns, order, first, last, words[t].reshape(-1), ints[t], points[t].reshape(-1), leaf, depth,
-                    leaves[t, leaf, 1], shares, np.float32(_of_equal(leaves[t, leaf, 0], heads[t, ROWS], depth)), scale, x,
-                    found, units,
+                    rows, columns, order, first, last, words_t, ints_t, points_t, leaf, depth, leaves[t, leaf, 1], shares,
+                    np.float32(equal), scale, x, found, units,
                 )  # fmt: skip
             first = last

@@ -68,7 +68,7 @@ def odd(kind: str) -> Array:
     return rows
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["constant columns", "equal rows", "zeros", "large", "smallest", "far away", "three distinct"])
 @pytest.mark.parametrize("job", list(JOBS))
 def test_odd_rows_make_a_model_that_answers_with_numbers(tmp_path: Path, job: str, kind: str, size: int) -> None:
@@ -92,7 +92,7 @@ def test_rows_that_weigh_nothing_make_some_model(tmp_path: Path, job: str) -> No
     assert all(np.isfinite(values).all() for values in found.values())
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 4])
 @pytest.mark.parametrize("columns", [3, 6])
 @pytest.mark.parametrize("job", list(JOBS))
 def test_a_validation_channel_of_another_width_is_refused(tmp_path: Path, job: str, columns: int, size: int) -> None:
@@ -127,7 +127,7 @@ def test_rows_that_are_read_only_are_learnt_and_answered(tmp_path: Path, job: st
 
 
 @pytest.mark.parametrize("job", list(JOBS))
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, 2, 4])
 def test_rows_without_features_are_refused(tmp_path: Path, job: str, size: int) -> None:
     nothing = Csr(np.zeros(41, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32), 0)
     label = None if job in ("stream", "lloyd", "forest") else np.tile([0, 1], 20).astype(np.float32)
