@@ -14,6 +14,7 @@ import stat
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from .groups import Group, group_of
@@ -182,6 +183,20 @@ def idle_threads() -> dict[str, str]:
     """
     chosen = {"OMP_WAIT_POLICY": "PASSIVE", "OPENBLAS_THREAD_TIMEOUT": "20"}
     return {name: os.environ.get(name, value) for name, value in chosen.items()}
+
+
+def gpus(environment: Mapping[str, str] | None = None) -> list[str]:
+    """Return the GPUs that a process may use, as CUDA_VISIBLE_DEVICES names them; no library is loaded for that."""
+    shown = (os.environ if environment is None else environment).get("CUDA_VISIBLE_DEVICES")
+    if shown is None:
+        return [str(number) for number in range(len(list(Path("/proc/driver/nvidia/gpus").glob("*"))))]
+    found = []
+    for part in shown.split(","):
+        name = part.strip()
+        if name in ("", "-1"):  # what follows is not seen either
+            break
+        found.append(name)
+    return found
 
 
 def snapshot() -> dict[str, str]:

@@ -131,12 +131,8 @@ def _variables(
 
 
 def _gpus(here: Mapping[str, str], workers: int) -> int:
-    """Return how many GPUs a worker may use, without loading what would take seconds to ask them."""
-    shown = here.get("CUDA_VISIBLE_DEVICES")
-    if shown is not None:
-        count = len([part for part in shown.split(",") if part.strip() and part.strip() != "-1"])
-    else:
-        count = len(list(Path("/proc/driver/nvidia/gpus").glob("*")))
+    """Return how many GPUs a worker may use."""
+    count = len(environment.gpus(here))
     return max(1, count // workers) if count else 0
 
 

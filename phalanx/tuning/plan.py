@@ -14,6 +14,7 @@ from ..errors import UserError
 from ..job import TrainingJob
 from .declared import Objective
 from .options import Completion
+from .placing import Room
 from .ranges import Range, Values, to_json
 from .search import Known, Strategy
 from .stopping import Rule
@@ -37,8 +38,7 @@ class Plan:
     strategy: Strategy
     why: str  # this strategy, and the number of trials that run at once
     max_jobs: int
-    slots: int
-    threads: int
+    room: Room
     rule: Rule
     stopping: str
     seed: int
@@ -68,8 +68,8 @@ def described(plan: Plan) -> dict[str, Json]:
         "why": plan.why,
         "early_stopping": plan.stopping,
         "max_jobs": plan.max_jobs,
-        "max_parallel_jobs": plan.slots,
-        "threads_per_worker": plan.threads,
+        "max_parallel_jobs": plan.room.slots,
+        "threads_per_worker": plan.room.threads,
         "workers": job.workers,
         "seed": plan.seed,
         "deterministic": plan.lag is not None,

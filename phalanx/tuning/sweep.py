@@ -197,7 +197,7 @@ class Sweep:
         return bool(self._waiting) or (not self._exhausted and len(self.trials) < self._plan.max_jobs)
 
     def _fill(self) -> None:
-        while len(self._running) - len(self._computed) < self._plan.slots and not self._stop.requested():
+        while len(self._running) - len(self._computed) < self._plan.room.slots and not self._stop.requested():
             trial = self._next()
             if trial is None:
                 return
@@ -243,9 +243,11 @@ class Sweep:
         plan = self._plan
         trial.status, trial.failure, trial.ended = "InProgress", None, None
         trial.started = trial.started or time.time()
-        job = job_of(plan.job, trial, static=plan.static, folder=plan.folder, threads=plan.threads)
+        taken = {running.devices for number, running in self._running.items() if number not in self._computed}
+        devices = plan.room.free(taken)
+        job = job_of(plan.job, trial, static=plan.static, folder=plan.folder, threads=plan.room.threads, devices=devices)
         job = job if self._sharing is None else replace(job, launcher=self._sharing)
-        running = Running(trial, job, plan.objectives[0], self._judge, self._messages.put)
+        running = Running(trial, job, plan.objectives[0], self._judge, self._messages.put, devices)
         self._running[trial.number] = running
         running.start()
         self._changed = self._changed or not self._computed  # else it is written in a moment, with a trial's end

@@ -19,6 +19,7 @@ from ..errors import AlgorithmError, PhalanxError
 from ..job import TrainingJob
 from ..result import JobResult
 from .declared import Objective
+from .placing import DEVICES
 from .ranges import Values
 from .stopping import Curve
 
@@ -113,6 +114,7 @@ class Running:
         stops: is told a step that the trial has come to, and returns whether it is to be stopped there; called from the job's
             threads, so that nothing else the driver does is waited for.
         tell: takes messages; called from the job's threads.
+        devices: the GPUs that its workers see, where they are given out.
     """
 
     def __init__(
@@ -122,8 +124,10 @@ class Running:
         objective: Objective,
         stops: Callable[[Trial, int], bool],
         tell: Callable[[Message], None],
+        devices: str | None = None,
     ) -> None:
         self.trial = trial
+        self.devices = devices
         self._job = job
         self._watch = _Watch(trial, objective, stops, self.stop, tell)
         self._tell = tell
@@ -203,7 +207,9 @@ def job_name(sweep: str, number: int, values: Values) -> str:
     return f"{sweep}-{number:03d}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
 
 
-def job_of(template: TrainingJob, trial: Trial, *, static: Mapping[str, Any], folder: str, threads: int) -> TrainingJob:
+def job_of(
+    template: TrainingJob, trial: Trial, *, static: Mapping[str, Any], folder: str, threads: int, devices: str | None = None
+) -> TrainingJob:
     """Return the job of a trial; one whose folder is there goes on from its newest checkpoint.
 
     Args:
@@ -212,6 +218,7 @@ def job_of(template: TrainingJob, trial: Trial, *, static: Mapping[str, Any], fo
         static: hyperparameters that all trials share.
         folder: URL of the sweep's folder.
         threads: for each worker.
+        devices: the GPUs that its workers see; None: those that this process sees.
     """
     place = storage.join(folder, trial.job)
     resumes = str(template.checkpoint_every) != "never" and storage.read_json(storage.join(place, "status.json")) is not None
@@ -223,6 +230,7 @@ def job_of(template: TrainingJob, trial: Trial, *, static: Mapping[str, Any], fo
         output=folder,
         name=trial.job,
         threads_per_worker=threads,
+        environment=template.environment if devices is None else {**template.environment, DEVICES: devices},
         checkpoints=None if template.checkpoints is None else storage.join(template.checkpoints, trial.job),
         resume=resumes,
         cluster=_patient(template),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -10,18 +9,17 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from .. import storage
-from ..cluster import count_of
 from ..contracts import Json
 from ..data.channel import Channel
 from ..errors import EXIT_SIGTERM, AlgorithmError, UserError, nearest
 from ..job import TrainingJob
-from ..launch.attach import AttachLauncher
 from ..launch.stopping import StopRequest
 from . import declared
 from .claim import claimed
 from .declared import Objective
 from .ledger import Ledger
 from .options import Completion, WarmStart
+from .placing import room_for
 from .plan import Plan, check_same, read
 from .ranges import Range, Values, checked, from_json, size
 from .search import Strategy
@@ -37,7 +35,6 @@ EARLY_STOPPING = ("auto", "off", "median", "asha")
 DEFAULT_JOBS = 20
 LAG = 8  # of deterministic sweeps
 _NAME = re.compile(r"[a-zA-Z0-9](?:-?[a-zA-Z0-9]){0,31}")
-_GIB = 1 << 30
 
 
 @final
@@ -80,6 +77,8 @@ class Tuner:
         constraints: metric -> (smallest, largest), either may be None; violated ones make a trial a bad one.
         max_retries: how often a trial whose workers were lost is gone on with without coming any further.
         memory_per_job_gb: GiB that a trial needs; fewer run at once where there is no room.
+        gpus_per_job: GPUs of this machine that a trial has for itself: its workers see these and no others; fewer trials run at
+            once where there are not enough. 0: trials see what the driver sees.
         storage: URL of a database that Optuna can use, as sqlite:///study.db; default: a journal file in the sweep's folder.
         resume: go on with the sweep of this name.
 
@@ -109,6 +108,7 @@ class Tuner:
         constraints: Mapping[str, tuple[float | None, float | None]] | None = None,
         max_retries: int = 3,
         memory_per_job_gb: float | None = None,
+        gpus_per_job: int = 0,
         storage: str | None = None,
         resume: bool = False,
     ) -> None:
@@ -119,6 +119,7 @@ class Tuner:
         _whole("max_parallel_jobs", max_parallel_jobs, 1)
         _whole("seed", seed, 0)
         _whole("max_retries", max_retries, 0)
+        _whole("gpus_per_job", gpus_per_job, 0)
         for what, optional in (("max_jobs", max_jobs), ("min_steps", min_steps), ("max_steps", max_steps)):
             if optional is not None:
                 _whole(what, optional, 1)
@@ -140,8 +141,12 @@ class Tuner:
             else _strategy(str(begun["strategy"]), space, max_jobs, max_parallel_jobs, asked="as the sweep was begun")
         )
         jobs = _jobs(chosen, space, max_jobs)
-        slots, threads, room = _room(
-            job, min(max_parallel_jobs, LAG if deterministic else jobs), memory_per_job_gb, deterministic
+        room = room_for(
+            job,
+            min(max_parallel_jobs, LAG if deterministic else jobs),
+            memory_gb=memory_per_job_gb,
+            gpus=gpus_per_job,
+            deterministic=deterministic,
         )
         rule, stopping = _rule(early_stopping, chosen, len(goals), min_steps, max_steps, deterministic)
         legacy = (
@@ -170,10 +175,9 @@ class Tuner:
             objectives=goals,
             constraints=_constraints(constraints or {}),
             strategy=chosen,
-            why=f"{why}; {room}",
+            why=f"{why}; {room.why}",
             max_jobs=jobs,
-            slots=slots,
-            threads=threads,
+            room=room,
             rule=rule,
             stopping=stopping,
             seed=seed,
@@ -350,32 +354,6 @@ def _jobs(strategy: Strategy, space: Mapping[str, Range], max_jobs: int | None) 
 
     points = len(grid(space))
     return points if max_jobs is None else min(points, max_jobs)
-
-
-def _room(job: TrainingJob, wanted: int, memory_gb: float | None, deterministic: bool) -> tuple[int, int, str]:
-    """Return trials at once, threads of each worker, and why."""
-    if job.launcher == "attach" or isinstance(job.launcher, AttachLauncher):
-        raise UserError(
-            "a sweep starts the workers of its trials itself: launcher 'attach' is for single jobs; give local or ray"
-        )
-    if not isinstance(job.launcher, str):
-        return wanted, job.threads_per_worker or 1, f"{wanted} at once, on workers of the launcher given"
-    if job.launcher == "ray":
-        return wanted, job.threads_per_worker or 1, f"{wanted} at once, as far as the Ray cluster has room for them"
-    cores = len(os.sched_getaffinity(0)) if "sched_getaffinity" in dir(os) else os.cpu_count() or 1
-    workers = count_of("workers", job.workers).most
-    least = workers * (job.threads_per_worker or 1)
-    slots, why = max(1, min(wanted, cores // least)), f"{cores} cores"
-    if memory_gb is not None:
-        if not memory_gb > 0:
-            raise UserError(f"memory_per_job_gb={memory_gb!r} is not allowed: it must be above 0")
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / _GIB
-        if memory_gb > total:
-            raise UserError(f"memory_per_job_gb={memory_gb:g}: this machine has {total:.1f} GiB")
-        slots, why = min(slots, int(total // memory_gb)), f"{why} and {total:.1f} GiB"
-    threads = job.threads_per_worker or (1 if deterministic else max(1, cores // (slots * workers)))
-    fewer = "" if slots == wanted else f" (not {wanted})"
-    return slots, threads, f"{slots} at once{fewer}, {workers} x {threads} threads each: this machine has {why}"
 
 
 def _rule(

@@ -143,7 +143,7 @@ class LiveView:
 def headline(plan: Plan) -> str:
     """Return what a sweep does, in one line."""
     goal = ", ".join(f"{o.direction} {o.metric}" for o in plan.objectives)
-    what = f"{plan.max_jobs} trials, {plan.slots} at once, {plan.strategy}, early stopping {plan.stopping}"
+    what = f"{plan.max_jobs} trials, {plan.room.slots} at once, {plan.strategy}, early stopping {plan.stopping}"
     return f"{goal}; {what}, to {storage.redact(plan.folder)}"
 
 

@@ -263,6 +263,47 @@ def test_the_process_that_workers_are_forked_from_is_killed(
     assert [t.retries for t in sweep.trials()] == [1, 0, 0]
 
 
+SEES = """
+import argparse, os
+from pathlib import Path
+import phalanx
+
+p = argparse.ArgumentParser()
+p.add_argument("--lr", type=float)
+p.add_argument("--place")
+a = p.parse_args()
+session = phalanx.session()
+first = session.restore({}) + 1
+seen = os.environ["CUDA_VISIBLE_DEVICES"]
+held = Path(a.place, "held-" + seen)
+held.mkdir()  # fails where another trial has it
+for step in range(first, 20):
+    session.report(step, {"loss": a.lr / step}, of=19)
+held.rmdir()
+with Path(a.place, "seen").open("a") as file:
+    file.write(seen + os.environ["SM_NUM_GPUS"] + "\\n")
+"""
+
+
+def test_each_trial_has_its_own_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are declared: there is none here, and nothing but the variable is looked at."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,9")
+    script = tmp_path / "train.py"
+    script.write_text(SEES)
+    job = phalanx.TrainingJob(script=str(script), hyperparameters={"place": str(tmp_path)}, threads_per_worker=1)
+    goal: Any = {"objective": "loss", "direction": "minimize", "ranges": {"lr": phalanx.Continuous(0.1, 1.0)}}
+    given: Any = {"max_jobs": 6, "max_parallel_jobs": 3, "gpus_per_job": 1, "early_stopping": "off"}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    sweep = phalanx.Tuner(job, name="s", output=str(tmp_path), **goal, **given)
+    sweep.run(progress=False)
+    assert [t.status for t in sweep.trials()] == ["Completed"] * 6
+    seen = [line[:1] for line in (tmp_path / "seen").read_text().split()]
+    assert len(seen) == 6
+    assert set(seen) == {"4", "6", "9"}
+    assert {line[1:] for line in (tmp_path / "seen").read_text().split()} == {"1"}
+    assert "3 at once, 1 x 1 threads and 1 GPU each: this machine has 3 cores and 3 GPUs" in sweep.describe()["why"]
+
+
 def test_completion(cancer: Path, tmp_path: Path) -> None:
     sweep = tuner(cancer, tmp_path, objective="validation:auc", completion=phalanx.Completion(target=0.5), max_parallel_jobs=1)
     sweep.run(progress=False)
