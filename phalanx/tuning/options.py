@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, final
@@ -34,14 +35,18 @@ class Completion:
     on_convergence: bool = False
 
     def __post_init__(self) -> None:
-        if self.target is not None and (isinstance(self.target, bool) or not isinstance(self.target, (int, float))):
+        if self.target is not None and not _finite(self.target):
             raise UserError(f"completion.target={self.target!r} is not allowed: it must be a number")
         count = self.not_improving
         if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < LEAST_NOT_IMPROVING):
             raise UserError(f"completion.not_improving={count!r} is not allowed: it must be at least {LEAST_NOT_IMPROVING}")
         limit = self.max_runtime_s
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, (int, float)) or limit <= 0):
+        if limit is not None and not (_finite(limit) and limit > 0):
             raise UserError(f"completion.max_runtime_s={limit!r} is not allowed: it must be a number of seconds above 0")
+
+
+def _finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @final

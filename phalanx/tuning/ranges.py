@@ -288,7 +288,7 @@ def _from_mapping(given: Mapping[str, Any]) -> Range:
     if "low" not in given or "high" not in given:
         raise UserError("it needs low and high, or values")
     ends: list[Any] = [given["low"], given["high"]]
-    low, high = [_number(end) if isinstance(end, str) else end for end in ends]  # YAML reads 1e-4 as a text
+    low, high = [_number(end, end) if isinstance(end, str) else end for end in ends]  # YAML reads 1e-4 as a text
     scaling = str(given.get("scaling", "auto"))
     if kind == "integer" or (kind is None and isinstance(low, int) and isinstance(high, int)):
         return Integer(cast(int, low), cast(int, high), scaling, only_if=condition)
@@ -331,13 +331,13 @@ def _check_condition(name: str, other: str, wanted: Any, ranges: Mapping[str, Ra
             raise UserError(f"ranges.{name} is searched only if {other}={value!r}, which is not in the range of {other}")
 
 
-def _number(text: str) -> int | float | None:
+def _number(text: str, otherwise: Any = None) -> Any:
     for kind in (int, float):
         try:
             return kind(text)
         except ValueError:
             continue
-    return None
+    return otherwise
 
 
 def _word(text: str) -> Any:

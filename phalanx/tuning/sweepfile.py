@@ -58,6 +58,8 @@ def from_mapping(given: Any, changes: Mapping[str, Any]) -> Tuner:
             raise UserError(f"a sweep needs the field '{key}'")
     values = {**given, **changes}
     values["job"] = TrainingJob.from_mapping(values["job"])
+    if isinstance(values["name"], int):
+        values["name"] = str(values["name"])  # YAML reads 2024 as a number
     if values.get("early_stopping") is False:
         values["early_stopping"] = "off"  # which YAML reads as a truth value
     ranges = values.get("ranges")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -21,7 +22,7 @@ from .ledger import Ledger
 from .options import Completion, WarmStart
 from .placing import room_for
 from .plan import Plan, check_same, read
-from .ranges import Range, Values, checked, from_json, size
+from .ranges import Range, Values, checked, from_json, grid, size
 from .search import Strategy
 from .stopping import Halving, MedianRule, Never, Rule
 from .sweep import Sweep
@@ -34,6 +35,7 @@ STRATEGIES = ("auto", "bayesian", "random", "grid", "hyperband")
 EARLY_STOPPING = ("auto", "off", "median", "asha")
 DEFAULT_JOBS = 20
 LAG = 8  # of deterministic sweeps
+MOST_POINTS = 100_000  # of a grid
 _NAME = re.compile(r"[a-zA-Z0-9](?:-?[a-zA-Z0-9]){0,31}")
 
 
@@ -114,15 +116,27 @@ class Tuner:
     ) -> None:
         if not isinstance(job, TrainingJob):
             raise UserError(f"a sweep needs a phalanx.TrainingJob, not {type(job).__name__}")
-        if not _NAME.fullmatch(str(name)):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise UserError(f"the sweep's name '{name}' is not allowed: 1 to 32 letters and digits, with single - between them")
         _whole("max_parallel_jobs", max_parallel_jobs, 1)
         _whole("seed", seed, 0)
         _whole("max_retries", max_retries, 0)
         _whole("gpus_per_job", gpus_per_job, 0)
+        _truth("deterministic", deterministic)
+        _truth("resume", resume)
         for what, optional in (("max_jobs", max_jobs), ("min_steps", min_steps), ("max_steps", max_steps)):
             if optional is not None:
                 _whole(what, optional, 1)
+        if min_steps is not None and max_steps is not None and min_steps > max_steps:
+            raise UserError(f"min_steps={min_steps} is not allowed: it must be at most max_steps={max_steps}")
+        for what, text in (("output", output), ("strategy", strategy), ("storage", storage or "-")):
+            if not isinstance(text, str) or not text:
+                raise UserError(f"{what}={text!r} is not allowed: it must be a text")
+        if not isinstance(ranges, (Mapping, type(None))):
+            raise UserError(f"ranges={ranges!r} is not allowed: give a mapping, as {{'eta': phalanx.Continuous(0.01, 0.5)}}")
+        for what, value, kind in (("warm_start", warm_start, WarmStart), ("completion", completion, Completion)):
+            if not isinstance(value, (kind, type(None))):
+                raise UserError(f"{what}={value!r} is not allowed: give a phalanx.{kind.__name__}")
         self._job = job
         self.name = name
         self.folder = _join(output, name)
@@ -350,8 +364,9 @@ def _strategy(
 def _jobs(strategy: Strategy, space: Mapping[str, Range], max_jobs: int | None) -> int:
     if strategy != "grid":
         return max_jobs or DEFAULT_JOBS
-    from .ranges import grid
-
+    count = size(space)
+    if count is not None and count > MOST_POINTS:
+        raise UserError(f"strategy grid: the space has {count} points, at most {MOST_POINTS} can be tried: use random")
     points = len(grid(space))
     return points if max_jobs is None else min(points, max_jobs)
 
@@ -360,7 +375,7 @@ def _rule(
     given: str, strategy: Strategy, goals: int, least: int | None, most: int | None, deterministic: bool
 ) -> tuple[Rule, str]:
     if given not in EARLY_STOPPING:
-        raise UserError(f"early_stopping='{given}' is not allowed; {nearest(given, EARLY_STOPPING)}")
+        raise UserError(f"early_stopping='{given}' is not allowed; {nearest(str(given), EARLY_STOPPING)}")
     if goals > 1 and given in ("median", "asha"):
         raise UserError(f"early_stopping={given} needs one objective, and {goals} were given: use off")
     if goals > 1 and strategy == "hyperband":
@@ -377,12 +392,26 @@ def _rule(
 
 
 def _constraints(given: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
+    if not isinstance(given, Mapping):
+        raise UserError(f"constraints={given!r} is not allowed: give a mapping of metrics to (smallest, largest)")
     found = {}
     for name, ends in given.items():
-        if not isinstance(ends, (list, tuple)) or len(ends) != 2 or all(end is None for end in ends):
+        if (
+            not isinstance(ends, (list, tuple))
+            or len(ends) != 2
+            or all(end is None for end in ends)
+            or not all(end is None or _is_number(end) for end in ends)
+        ):
             raise UserError(f"constraints.{name}={ends!r} is not allowed: give (smallest, largest), one of which may be None")
-        found[name] = (None if ends[0] is None else float(ends[0]), None if ends[1] is None else float(ends[1]))
+        low, high = (None if end is None else float(end) for end in ends)
+        if low is not None and high is not None and low > high:
+            raise UserError(f"constraints.{name}={ends!r} is not allowed: nothing is at least {low:g} and at most {high:g}")
+        found[name] = (low, high)
     return found
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _fingerprints(inputs: Mapping[str, Channel]) -> dict[str, str]:
@@ -393,13 +422,20 @@ def _fingerprints(inputs: Mapping[str, Channel]) -> dict[str, str]:
 
 
 def _names(what: str, given: str | Sequence[str] | None) -> list[str]:
-    found = [] if given is None else [given] if isinstance(given, str) else list(given)
+    found = [given] if isinstance(given, str) else list(given) if isinstance(given, (list, tuple)) else []
+    if given is not None and not found:
+        raise UserError(f"{what}={given!r} is not allowed: it must be a text, or a list of texts")
     for name in found:
         if not isinstance(name, str) or not name:
             raise UserError(f"{what}={given!r} is not allowed: it must be a text, or a list of texts")
     if len(set(found)) < len(found) and what == "objective":
         raise UserError(f"objective={given!r} names a metric twice")
     return found
+
+
+def _truth(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise UserError(f"{name}={value!r} is not allowed: it must be true or false")
 
 
 def _whole(name: str, value: Any, low: int) -> None:

@@ -91,6 +91,7 @@ class LiveView:
         self._plan: Plan | None = None
         self._begun = time.monotonic()
         self._drawn = 0.0
+        self._before: int | None = None  # trials that had ended when this driver began
 
     def started(self, plan: Plan) -> None:
         """Say what begins and start the table."""
@@ -133,10 +134,12 @@ class LiveView:
 
     def _left(self, trials: Sequence[Trial], plan: Plan, running: int) -> str:
         done = sum(t.status != "InProgress" for t in trials)
+        if self._before is None:
+            self._before = done
         text = f"{done} of {plan.max_jobs} trials, {running} running"
-        if not done:
+        if done == self._before:
             return text
-        left = int((time.monotonic() - self._begun) / done * (plan.max_jobs - done))
+        left = int((time.monotonic() - self._begun) / (done - self._before) * (plan.max_jobs - done))
         return f"{text}, at most {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left"
 
 

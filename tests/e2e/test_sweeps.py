@@ -385,10 +385,29 @@ def test_refused_at_once(cancer: Path, tmp_path: Path) -> None:
         ({"name": "no spaces"}, "name 'no spaces' is not allowed"),
         ({"objective": ["validation:auc", "validation:error"], "early_stopping": "asha"}, "needs one objective"),
         ({"completion": None, "constraints": {"a": 3}}, r"constraints\.a=3"),
+        ({"constraints": {"a": ("x", None)}}, r"constraints\.a=\('x', None\) is not allowed"),
+        ({"constraints": {"a": (2, 1)}}, "nothing is at least 2 and at most 1"),
+        ({"constraints": ["a"]}, "give a mapping of metrics"),
+        ({"ranges": ["eta"]}, "give a mapping, as"),
+        ({"objective": 3}, "it must be a text, or a list of texts"),
+        ({"strategy": None}, "strategy=None is not allowed"),
+        ({"early_stopping": True}, "early_stopping='True' is not allowed"),
+        ({"deterministic": "no"}, "it must be true or false"),
+        ({"min_steps": 10, "max_steps": 5}, "at most max_steps=5"),
+        ({"name": 5}, "name '5' is not allowed"),
+        ({"warm_start": "runs/x"}, r"give a phalanx\.WarmStart"),
+        ({"completion": {"target": 1}}, r"give a phalanx\.Completion"),
+        (
+            {"strategy": "grid", "ranges": {"max_depth": phalanx.Integer(1, 20), "seed": phalanx.Integer(0, 10**9)}},
+            "use random",
+        ),
     ):
         with pytest.raises(UserError, match=says):
             tuner(cancer, tmp_path, **given)
     assert not (tmp_path / "s").exists()
+    for field in ("target", "max_runtime_s"):
+        with pytest.raises(UserError, match=rf"completion\.{field}=nan"):
+            phalanx.Completion(**{field: float("nan")})
 
 
 def test_an_objective_that_never_comes(cancer: Path, tmp_path: Path) -> None:
