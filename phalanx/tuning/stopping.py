@@ -19,9 +19,14 @@ _CHECKS = 50  # of a trial whose length is known
 _LEAST_SEEN = 4  # steps before anything is said of later ones
 _MOST_RATIO, _UNKNOWN_RATIO = 1.0, 0.5  # of a doubling's gain and the gain before
 _CREDIT = 0.6  # of the gain that is still to come
-_FEWEST = 3  # trials at a rung before any is stopped
-_FIRST_RUNG = 8  # of `Halving`: one in so many of a whole trial's steps
-_SHARES = ((3 / 16, 0.6), (3 / 8, 0.4), (1.0, 0.2))  # of those at a rung that lies before such a part of a whole trial
+_FEWEST = 3  # trials at a rung before any is stopped that cannot be promoted
+_FIRST_RUNG = 16  # of `Halving`: one in so many of a whole trial's steps
+_SHARES = (
+    (3 / 32, 0.7),
+    (3 / 16, 0.6),
+    (3 / 8, 0.4),
+    (1.0, 0.2),
+)  # of those at a rung that lies before such a part of a whole trial
 _UNKNOWN_SHARE = 0.4  # where the length of a whole trial is not known
 
 
@@ -174,14 +179,14 @@ class MedianRule:
 class Halving:
     """Asynchronous successive halving: at every rung the best share of those that got there goes on.
 
-    The best are those of whose whole trials the most is expected (`Curve.expected`). Early curves say little, so that three
-    fifths go past rungs up to an eighth of a whole trial, two fifths past a quarter, one past a half; two fifths past any where
-    the length is not known. A trial that is stopped at a rung may be among the best there later, when more have come: then it
-    is promoted.
+    The best are those of whose whole trials the most is expected (`Curve.expected`). Early curves say little, so that seven
+    tenths go past a rung at a sixteenth of a whole trial, six past an eighth, four past a quarter, two past a half; four past
+    any where the length is not known. A trial that is stopped at a rung may be among the best there later, when more have come:
+    then it is promoted.
 
     Args:
-        least: steps of the first rung, the others are twice as far each; None: an eighth of a whole trial, 4 where that is not
-            known.
+        least: steps of the first rung, the others are twice as far each; None: a sixteenth of a whole trial, 4 where that is
+            not known.
         most: steps of a whole trial; None: as trials say.
         brackets: 1; more: trial n begins at rung n % brackets, as in Hyperband, in case early values mislead.
     """
@@ -195,7 +200,7 @@ class Halving:
     def rungs(self, number: int, of: int | None) -> list[int]:
         """Return the steps at which trial `number` is judged."""
         most = self._most or of
-        least = self._least or (4 if most is None else max(1, round(most / _FIRST_RUNG)))
+        least = self._least or (_LEAST_SEEN if most is None else _first_rung(most))
         rungs, step = [], least * 2 ** (number % self._brackets)
         while step <= (1 << 20 if most is None else most // 2):  # a rung near the end saves nothing
             rungs.append(step)
@@ -224,15 +229,20 @@ class Halving:
     def _among_best(self, number: int, step: int, curves: Mapping[int, Curve]) -> bool:
         length = self._most or curves[number].of
         most = length or step * 2
-        there = [curve for other, curve in curves.items() if self._same(number, other) and curve.reaches(step)]
-        if len(there) < _FEWEST:
+        there = {n: curve for n, curve in curves.items() if self._same(number, n) and curve.reaches(step)}
+        if len(there) < _FEWEST and not self.promotes:
             return True
-        own = curves[number].expected(step, most)
+        own = (curves[number].expected(step, most), -number)  # of equals the one that came first
         kept = max(1, int(len(there) * _kept(step, length)))
-        return sum(curve.expected(step, most) > own for curve in there) < kept
+        return sum((curve.expected(step, most), -n) > own for n, curve in there.items()) < kept
 
     def _same(self, number: int, other: int) -> bool:
         return number % self._brackets == other % self._brackets
+
+
+def _first_rung(most: int) -> int:
+    """Return the first rung of trials of a known length: so early only where there are steps enough to say something."""
+    return max(round(most / _FIRST_RUNG), min(_LEAST_SEEN, max(1, round(2 * most / _FIRST_RUNG))))
 
 
 def _kept(step: int, length: int | None) -> float:

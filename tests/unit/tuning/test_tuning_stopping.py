@@ -78,18 +78,26 @@ def test_median_rule_is_due_often_but_not_always() -> None:
 def test_rungs() -> None:
     rule = Halving(least=1, most=27)
     assert rule.rungs(0, None) == [1, 2, 4, 8]
-    assert Halving().rungs(0, 240) == [30, 60, 120]
+    assert Halving().rungs(0, 240) == [15, 30, 60, 120]
+    assert Halving().rungs(0, 20) == [2, 4, 8]
+    assert Halving().rungs(0, 48) == [4, 8, 16]
     assert Halving().rungs(0, 2) == [1]
     assert Halving(least=2, most=32, brackets=2).rungs(1, None) == [4, 8, 16]
     assert Halving(least=2, most=32, brackets=2).rungs(2, None) == [2, 4, 8, 16]
 
 
-@pytest.mark.parametrize(("of", "kept"), [(24, 6), (12, 4), (6, 2), (None, 4)])
+@pytest.mark.parametrize(("of", "kept"), [(48, 7), (24, 6), (12, 4), (6, 2), (None, 4)])
 def test_halving_keeps_fewer_the_later_a_rung(of: int | None, kept: int) -> None:
     rule = Halving(least=3, most=of)
     curves = {n: Curve(steps=[3], values=[float(n)], _sums=[float(n)], _bests=[float(n)]) for n in range(10)}
     assert [rule.stops(n, 3, curves) for n in range(10)] == [True] * (10 - kept) + [False] * kept
-    assert not rule.stops(0, 3, {n: curves[n] for n in (0, 5)})  # too few to say
+    assert rule.stops(0, 3, {n: curves[n] for n in (0, 5)})
+    assert not Halving(least=3, most=of, promotes=False).stops(0, 3, {n: curves[n] for n in (0, 5)})  # it would be for good
+
+
+def test_of_equals_the_first_goes_on() -> None:
+    curves = {n: curve([1.0] * 3, of=24) for n in range(10)}
+    assert [Halving(least=3).stops(n, 3, curves) for n in range(10)] == [False] * 6 + [True] * 4
 
 
 def test_a_stopped_trial_is_promoted_when_more_came_behind_it() -> None:
