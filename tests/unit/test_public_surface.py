@@ -100,8 +100,8 @@ def test_commands_and_options() -> None:
             "--validation", "--worker-cpus", "--worker-gpus", "--worker-memory", "--worker-resource", "--workers", "--workers-per-node",
         ],
         "tune": [
-            "--channel", "--content-type", "--debug", "--deterministic", "--direction", "--early-stopping", "--json", "--launcher", "--max-jobs",
-            "--max-parallel", "--max-runtime", "--name", "--not-improving", "--objective", "--output", "--range", "--ray-address", "--resume", "--seed", "--set",
+            "--channel", "--content-type", "--debug", "--deterministic", "--direction", "--early-stopping", "--gpus-per-job", "--json", "--launcher", "--max-jobs",
+            "--max-parallel", "--max-runtime", "--memory-per-job", "--name", "--not-improving", "--objective", "--output", "--range", "--ray-address", "--resume", "--seed", "--set",
             "--storage", "--strategy", "--target", "--test", "--threads-per-worker", "--train", "--validation", "--warm-start",
             "--warm-start-kind", "--worker-cpus", "--worker-gpus", "--worker-memory", "--workers",
         ],
