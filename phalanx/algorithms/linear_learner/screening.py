@@ -54,7 +54,7 @@ class Heat:
 
     def weights_of(self, numbers: Array) -> Array:
         """Return weights (S + 1, len(numbers), K) of some of the candidates."""
-        found = self.solver.weights[:, np.searchsorted(self.members, numbers)]
+        found = self.solver.weights_of(np.searchsorted(self.members, numbers))
         return found if self.back is None else self.back(found)
 
 

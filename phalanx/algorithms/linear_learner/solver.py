@@ -87,7 +87,7 @@ class Solver:
         self.value = np.full(count, np.inf)  # objective at the weights
         self.loss = np.full(count, np.inf)  # its loss alone
         self.done = np.zeros(count, dtype=bool)
-        self._ended: Array | None = None  # (D + 1, P, K) weights of those that ended before others
+        self._ended: dict[int, Array] = {}  # (D + 1, K) weights of those that ended before others
         self._held = np.arange(count)  # (A,) numbers of the candidates that what follows is of
         self._trial = np.zeros(shape) if start is None else start.reshape(shape).copy()
         self._at: Array = np.zeros(shape)
@@ -115,11 +115,17 @@ class Solver:
     @property
     def weights(self) -> Array:
         """(D + 1, P, K) of all candidates."""
+        return self.weights_of(np.arange(len(self.done)))
+
+    def weights_of(self, numbers: Array) -> Array:
+        """Return weights (D + 1, len(numbers), K) of some candidates."""
         now = self._at.reshape(len(self._at), -1, self._outputs)
-        if self._ended is None:
+        if np.array_equal(numbers, self._held):
             return now
-        found = self._ended.copy()
-        found[:, self._held] = now
+        found = np.empty((len(now), len(numbers), self._outputs))
+        for place, number in enumerate(numbers.tolist()):
+            ended = self._ended.get(number)
+            found[:, place] = now[:, np.searchsorted(self._held, number)] if ended is None else ended
         return found
 
     def advance(self, losses: Array, gradients: Array, tolerance: float) -> None:
@@ -257,9 +263,8 @@ class Solver:
         self.done[held[done]] = True
         if done.all():
             return
-        if self._ended is None:
-            self._ended = np.zeros((len(self._at), len(self.done), self._outputs))
-        self._ended[:, held[done]] = self._at[:, self._each(done)].reshape(len(self._at), -1, self._outputs)
+        now = self._at.reshape(len(self._at), -1, self._outputs)
+        self._ended |= {int(held[at]): now[:, at].copy() for at in np.flatnonzero(done)}
         stay, columns = ~done, np.flatnonzero(self._each(~done))
         self._held, self._length, self._past = held[stay], self._length[stay], self._past[:, stay]
         self._wd, self._passes = self._wd[stay], self._passes[stay]
@@ -309,7 +314,7 @@ class Solver:
         pairs = np.array(self._pairs, dtype=np.float32).reshape(len(self._pairs), 2, *self._at.shape)
         return {
             **{name: Entry(value.copy()) for name, value in names.items()},
-            "ended": Entry(np.zeros(0) if self._ended is None else self._ended.copy()),
+            "ended": Entry(np.array([self._ended[number] for number in sorted(self._ended)])),
             "held": Entry(self._held),
             "value": Entry(self.value.copy()),
             "loss": Entry(self.loss.copy()),
@@ -327,7 +332,8 @@ class Solver:
         """Put back what `state_dict` gave."""
         of = {name: np.array(entry.value) for name, entry in state.items()}
         self._trial, self._at, self._gradient, self._direction = of["trial"], of["at"], of["gradient"], of["direction"]
-        self._ended, self._held, self.done = of["ended"] if of["ended"].size else None, of["held"], of["done"].astype(bool)
+        self._held, self.done = of["held"], of["done"].astype(bool)
+        self._ended = dict(zip(np.setdiff1d(np.arange(len(self.done)), self._held).tolist(), of["ended"], strict=True))
         self.value, self.loss, self._length = of["value"], of["loss"], of["length"]
         self._pairs = [(pair[0], pair[1]) for pair in of["pairs"]]
         self._products, self._past, self._scale = list(of["products"]), of["past"], of["scale"]
