@@ -19,6 +19,7 @@ from ..reading import requested_rows
 from .hyperparameters import FactorizationMachinesHyperparameters
 
 if TYPE_CHECKING:
+    from .data import Survey
     from .fit import Training
 
 _TABLE = "factors.npy"
@@ -68,23 +69,30 @@ class FactorizationMachines:
         self._training = Training(session, self.hyperparameters, self._restored)
         self._training.run(self)
 
-    def take(self, table: Array, columns: Array, scale: Array, unit: tuple[float, float], width: int) -> None:
+    def take(self, table: Array, survey: Survey, unit: tuple[float, float], width: int) -> None:
         """Become the model of a trained table.
 
         Args:
-            table: (T + 1, 1 + k) for values divided by `scale` and labels in `unit`.
-            columns: (T,) that occurred.
-            scale: (T,) of their values.
+            table: (T + 1, 1 + k) for values less the survey's middles, divided by its scales, and labels in `unit`.
+            survey: of the rows learnt from.
             unit: mean and deviation of the labels.
             width: features of a row.
         """
         mean, deviation = unit
         raw = table.astype(np.float64)
-        raw[:-1] /= scale[:, None]
+        raw[:-1] /= survey.scale[:, None]
         raw[:, 0] *= deviation
         raw[:, 1:] *= deviation**0.5
         raw[-1, 0] += mean
-        self.table, self.occurring, self._width = raw.astype(np.float32), columns, width
+        at = survey.filled
+        if len(at):  # ⟨v_i, v_j⟩(x_i - m_i)(x_j - m_j) is a weight of pairs, linear weights and a constant
+            factors, middle = raw[:-1, 1:].astype(np.float32).astype(np.float64), survey.middle[at].astype(np.float64)
+            moved = middle[:, None] * factors[at]
+            total = moved.sum(axis=0)
+            raw[-1, 0] += 0.5 * float(total @ total - (moved**2).sum()) - float(raw[at, 0] @ middle)
+            raw[:-1, 0] -= factors @ total
+            raw[at, 0] += (moved * factors[at]).sum(axis=1)
+        self.table, self.occurring, self._width = raw.astype(np.float32), survey.columns, width
 
     def predict(self, requests: Features) -> dict[str, Array]:
         """Return `score` (N,), a probability for a binary_classifier, which has `predicted_label` (N,) beside it.

@@ -6,21 +6,25 @@ Legend of shapes: N rows, D columns of the channel, T columns that occur in chan
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 import numpy as np
 
-from ...contracts import Array, Batch, Csr, Session, Shard
+from ...contracts import Array, Batch, Collective, Csr, Session, Shard
 from ...errors import UserError
 from ...parallel.collective import together
+from ..fixed_point import grid, snap
 from ..kernels import factorization as loops
 from ..reading import copies, first_not_finite, numbers, width_of
 from .hyperparameters import FactorizationMachinesHyperparameters
 
 READ_ROWS = 8192
+_SPARE = 64  # every rank may see all rows of a channel
 _WAITING = 1 << 20  # entries of rows whose columns are looked at together
 _LABELS = 1_000_000  # first rows that the labels' mean and deviation are taken from
+_SHAPED = 10_000  # first rows that columns' means and deviations are taken from
+_FLATTEST = 1 / 512  # deviation of a column over its largest magnitude, from where on float32 cannot tell
 _TINY = 1e-30  # magnitude of a column that counts as zero
 
 
@@ -44,7 +48,9 @@ class Survey:
     """What the channel `train` is like, the same on all ranks."""
 
     columns: Array  # (T,) int64, ascending
+    middle: Array  # (T,) float32, taken from the values first; zero for most columns
     scale: Array  # (T,) float32; values are divided by it
+    filled: Array  # (C,) int64 places of the columns whose middle is not zero: every row has an entry of theirs
     label_mean: float
     label_deviation: float
     row_entries: float  # mean number of them
@@ -55,8 +61,26 @@ class Survey:
         loops.find_columns(self.columns, piece.indices, places)
         values = piece.values
         if len(self.columns):
-            values = np.where(places >= 0, values / self.scale[places], np.float32(0))
-        return Piece(piece.indptr, places, values, piece.label, piece.weight, piece.batch)
+            values = np.where(places >= 0, (values - self.middle[places]) / self.scale[places], np.float32(0))
+        whole = Piece(piece.indptr, places, values, piece.label, piece.weight, piece.batch)
+        return self._fill(whole) if len(self.filled) else whole
+
+    def _fill(self, piece: Piece) -> Piece:
+        """Add the entries that stand for zeros of the filled columns."""
+        rows = np.repeat(np.arange(len(piece)), np.diff(piece.indptr))
+        at = np.minimum(np.searchsorted(self.filled, piece.indices), len(self.filled) - 1)
+        known = self.filled[at] == piece.indices
+        missing = np.ones((len(piece), len(self.filled)), dtype=bool)
+        missing[rows[known], at[known]] = False
+        row, column = np.nonzero(missing)
+        if not len(row):
+            return piece
+        order = np.argsort(np.concatenate([rows, row]), kind="stable")
+        places = self.filled[column]
+        indices = np.concatenate([piece.indices, places])[order]
+        values = np.concatenate([piece.values, -self.middle[places] / self.scale[places]])[order]
+        indptr = piece.indptr + np.concatenate([[0], np.cumsum(missing.sum(axis=1))])
+        return Piece(indptr, indices, values, piece.label, piece.weight, piece.batch)
 
 
 @final
@@ -116,6 +140,7 @@ class Reader:
         known, largest = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.float32)
         labels: list[Array] = []
         waiting: list[tuple[Array, Array]] = []
+        shaped: list[Piece] = []
         seen = entries = total = 0
         for piece in pieces:
             waiting.append((piece.indices, np.abs(piece.values)))
@@ -126,6 +151,8 @@ class Reader:
                 waiting, entries = [], 0
             if seen < _LABELS:
                 labels.append(piece.label)
+            if seen < _SHAPED:
+                shaped.append(piece)
             seen += piece.batch
         known, largest = _largest([(known, largest), *waiting])
         columns, scale = known, largest
@@ -137,8 +164,19 @@ class Reader:
         auto = self._wanted.solver == "auto"
         if self._wanted.classifies or not auto:
             mean, deviation = (mean if auto else 0.0), 1.0
-        every = int(world.all_reduce(np.array([total], dtype=np.int64))[0]) // copies(world, shard)
-        return Survey(columns, scale if auto else np.ones_like(scale), mean, deviation, every / max(shard.rows, 1))
+        times = copies(world, shard)
+        every = int(world.all_reduce(np.array([total], dtype=np.int64))[0]) // times
+        found = Survey(
+            columns,
+            np.zeros_like(scale),
+            scale if auto else np.ones_like(scale),
+            np.zeros(0, dtype=np.int64),
+            mean,
+            deviation,
+            every / max(shard.rows, 1),
+        )
+        standardises = auto and self._wanted.use_bias and self._wanted.use_linear  # which take up what the middles change
+        return _standardised(world, found, shaped, times) if standardises else found
 
     def _piece(self, name: str, batch: Batch, rows: int, where: Callable[[int], str]) -> Piece:
         features = numbers(batch.features, f"channel '{name}'")
@@ -194,6 +232,46 @@ def _largest(entries: list[tuple[Array, Array]]) -> tuple[Array, Array]:
     ordered = every[order]
     starts = np.flatnonzero(np.concatenate([[True], ordered[1:] != ordered[:-1]]))
     return ordered[starts].astype(np.int64), np.maximum.reduceat(size[order], starts).astype(np.float32)
+
+
+def _standardised(world: Collective, survey: Survey, pieces: list[Piece], times: int) -> Survey:
+    """Collective. Return a survey by which columns of many different numbers have mean 0 and deviation 1.
+
+    Of a column that most rows have the largest magnitude says little: without the mean its weights compete with the bias, and
+    the penalty is stronger the less the column varies. Indicators stay as they are.
+
+    Args:
+        world: the ranks.
+        survey: whose scales are largest magnitudes.
+        pieces: this rank's rows to look at.
+        times: how many ranks have each row.
+    """
+    own, rows = sum(len(piece) for piece in pieces), sum(piece.batch for piece in pieces)
+    indices = np.concatenate([np.zeros(0, dtype=np.int64), *(piece.indices for piece in pieces)])
+    places = np.searchsorted(survey.columns, indices)
+    common = np.flatnonzero(2 * np.bincount(places, minlength=len(survey.columns)) >= max(own, 1))
+    union = np.unique(np.concatenate(world.all_gather(common)))  # a column of half of all rows is of half of some rank's
+    if not len(union):
+        return survey
+    values = np.concatenate([np.zeros(0, np.float32), *(piece.values for piece in pieces)])
+    at = np.minimum(np.searchsorted(union, places), len(union) - 1)
+    known = union[at] == places
+    at, values = at[known], (values[known] / survey.scale[places[known]]).astype(np.float64)
+    anchor = grid(1.0, max(rows, 1) * _SPARE)
+    sums = np.stack([np.bincount(at, weights, len(union)) for weights in (None, snap(values, anchor), snap(values**2, anchor))])
+    count, mean, square = world.all_reduce(sums.astype(np.float64)) / times
+    ends = np.full((2, len(union)), -np.inf)
+    for row, sign in zip(ends, (-1, 1), strict=True):
+        np.maximum.at(row, at, sign * values)
+    low, high = world.all_reduce(ends, "max")
+    mean, square = mean / max(rows, 1), square / max(rows, 1)
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    chosen = (2 * count >= rows) & (-low < high) & (deviation > _FLATTEST)
+    filled = union[chosen]
+    middle, scale = survey.middle.copy(), survey.scale.copy()
+    middle[filled], scale[filled] = (mean * scale[union])[chosen], (deviation * scale[union])[chosen]
+    entries = survey.row_entries + float((1 - count[chosen] / max(rows, 1)).sum())
+    return replace(survey, middle=middle, scale=scale, filled=filled, row_entries=entries)
 
 
 def _moments(label: Array) -> tuple[float, float]:

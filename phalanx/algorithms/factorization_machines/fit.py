@@ -153,9 +153,8 @@ class Training:
 
     def _finish(self, model: FactorizationMachines) -> dict[str, float]:
         """Make the model, measure it on the other channels."""
-        survey = self._survey
         table = self._best if self._validated and self._best.size else self._tables.table
-        model.take(table, survey.columns, survey.scale, self._unit, self._width)
+        model.take(table, self._survey, self._unit, self._width)
         metrics: dict[str, float] = {}
         for name in [name for name in ("validation", "test") if name in self._session.channels]:
             metrics |= self._named(name, self._evaluated(name, table))

@@ -2,8 +2,8 @@
 
 A prior of 30/rows suits wide one-hot rows, of which a pair occurs now and then. On some hundred dense rows it may leave
 nothing of the pairs, and a weak one may fit noise. So some of the rows are left out, by turns, and the strength with the
-lowest loss on them is taken; a weaker one only where it clearly gains. A row is left out by what it holds, so every number of
-workers leaves out the same.
+lowest loss on them is taken: a weaker one where it clearly gains, and where none does, a stronger one that clearly gains. A
+row is left out by what it holds, so every number of workers leaves out the same.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from .data import Piece
 from .tables import SUMS, Tables, measured, raw_scores, summed
 
 STRENGTHS = (30.0, 3.0, 0.3)  # over the rows; the first is what many rows get
+STRONGER = (300.0, 3000.0)  # tried where no weaker one gains: the last leaves hardly more than a linear model
 FEWEST_ROWS, MOST_ROWS = 50, 8192  # of a channel that the strength is chosen for
 _FOLDS = 3
 _ALL_FOLDS = 1000  # rows up to which every row is left out once; of more, a third is enough
-_GAIN = 0.99  # of the loss: a weaker penalty must do better than that
+_GAIN = 0.99  # of the loss: another strength must do better than that
 _SLOWEST = 0.01  # share of its first step size that solver=auto ends with
 
 
@@ -67,15 +68,20 @@ def strength_by_held_out_rows(
             total += summed(world, found, left.batch, copies)
         return float(total[1] / max(total[0], 1e-300))
 
-    best, least = STRENGTHS[0], np.inf
-    for strength in STRENGTHS:
+    def all_of(strength: float) -> float:
         try:
-            loss = sum(loss_of(strength, fold) for fold in range(_FOLDS if rows <= _ALL_FOLDS else 1))
+            return sum(loss_of(strength, fold) for fold in range(_FOLDS if rows <= _ALL_FOLDS else 1))
         except UserError:  # on every rank: it diverges, which the training itself will say where this is the best
-            break
-        if not loss < least * _GAIN:
-            break
-        best, least = strength, loss
+            return np.inf
+
+    first = best = STRENGTHS[0]
+    least = all_of(first)
+    for others in (STRENGTHS[1:], STRONGER):
+        for strength in others if best == first else ():
+            loss = all_of(strength)
+            if not loss < least * _GAIN:
+                break
+            best, least = strength, loss
     return best
 
 

@@ -9,6 +9,11 @@ from typing import Any, final
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_breast_cancer, load_diabetes
+from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.metrics import log_loss
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
 from phalanx import hyperparameters
 from phalanx.algorithms.factorization_machines.algorithm import FactorizationMachines
@@ -275,7 +280,7 @@ class _Stream:
         self._shard.load_state_dict(state)
 
 
-@pytest.mark.parametrize(("pairs", "expected"), [(True, {3.0, 0.3}), (False, {30.0})])
+@pytest.mark.parametrize(("pairs", "expected"), [(True, {30.0, 3.0}), (False, {300.0, 3000.0})])
 def test_the_penalty_on_factors_is_what_held_out_rows_ask_for(tmp_path: Path, pairs: bool, expected: set[float]) -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(400, 20 if not pairs else 6)).astype(np.float32)
@@ -289,3 +294,53 @@ def test_the_penalty_on_factors_is_what_held_out_rows_ask_for(tmp_path: Path, pa
     assert float(alone.algorithm.state_dict()["strength"].value) in expected
     other = train_in_threads(make, channels, tmp_path, Circumstances(3))[0]
     assert model_files(other.algorithm, tmp_path / "other") == model_files(alone.algorithm, tmp_path / "alone")
+
+
+@pytest.mark.parametrize("kind", ["cancer", "diabetes", "linear", "pairs"])
+def test_a_machine_is_no_worse_than_its_linear_part(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    if kind == "cancer":
+        x, y = load_breast_cancer(return_X_y=True)
+    elif kind == "diabetes":
+        x, y = load_diabetes(return_X_y=True, scaled=False)
+    else:
+        x = rng.normal(size=(450, 30)) + 5
+        y = x @ rng.normal(size=30) + rng.normal(size=450) * 5 if kind == "linear" else x[:, 0] * x[:, 1] + x[:, 2]
+    classes, folds = kind == "cancer", rng.permutation(len(x)) % 3
+    given = {"predictor_type": "binary_classifier" if classes else "regressor", "num_factors": 8, "mini_batch_size": 1000}
+    losses = np.zeros((3, 2))
+    for fold in range(3):
+        left, taught = folds == fold, folds != fold
+        rows = Rows(x[taught].astype(np.float32), y[taught].astype(np.float32))
+        model, _ = trained(tmp_path, {"train": rows}, **given)
+        peer = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000) if classes else Ridge())
+        peer.fit(x[taught], y[taught])
+        found = model.predict(x[left].astype(np.float32))["score"]
+        expected = peer.predict_proba(x[left])[:, 1] if classes else peer.predict(x[left])
+        losses[fold] = [
+            log_loss(y[left], answer) if classes else np.mean((answer - y[left]) ** 2) ** 0.5 for answer in (found, expected)
+        ]
+    ours, linear = losses.mean(axis=0)
+    assert ours < (0.3 if kind == "pairs" else 1.03) * linear
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_columns_of_many_numbers_are_standardised_the_same_for_all_workers(tmp_path: Path, sparse: bool) -> None:
+    rng = np.random.default_rng(6)
+    x = np.stack([rng.normal(size=300) * 3 + 100, rng.integers(0, 4, 300), rng.random(300) < 0.8, np.full(300, 7)], axis=1)
+    x = x.astype(np.float32)
+    y = (x[:, 0] - 100) * x[:, 1] + x[:, 2]
+    channels = {"train": Rows(to_csr(x) if sparse else x, y)}
+
+    def make() -> Algorithm:
+        return made(predictor_type="regressor", num_factors=3, epochs=60, mini_batch_size=40, factors_wd=0.01)
+
+    alone = train_in_threads(make, channels, tmp_path, Circumstances())[0]
+    other = train_in_threads(make, channels, tmp_path, Circumstances(3))[0]
+    assert model_files(other.algorithm, tmp_path / "other") == model_files(alone.algorithm, tmp_path / "alone")
+    error = alone.algorithm.predict(x)["score"] - y
+    assert np.std(error) < 0.4 * np.std(y)
+    far = x.copy()
+    far[:, 0] += 100_000  # hardly varies: float32 could not tell its mean from its weights
+    beyond = train_in_threads(make, {"train": Rows(far, y)}, tmp_path, Circumstances())[0]
+    assert np.std(beyond.algorithm.predict(far)["score"] - y) < 1.2 * np.std(y)
