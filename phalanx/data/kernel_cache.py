@@ -17,9 +17,18 @@ from pathlib import Path
 
 from numba.core.caching import IndexDataCacheFile
 
+_numbas_own = IndexDataCacheFile.save
+
 
 def _save(self, key, data) -> None:
     """Stand in for `IndexDataCacheFile.save`."""
+    try:
+        _save_by_content(self, key, data)
+    except AttributeError:  # a numba that is other inside
+        _numbas_own(self, key, data)
+
+
+def _save_by_content(self, key, data) -> None:
     what = hashlib.sha256(repr((self._version, self._source_stamp, key)).encode()).hexdigest()[:16]
     base = self._data_name_pattern.partition(".{")[0]
     name = f"{base}.{what}.nbc"

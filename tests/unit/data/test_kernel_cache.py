@@ -55,6 +55,15 @@ def test_types_compiled_at_once_are_not_taken_for_each_other(cache: Cache) -> No
     assert cache("new").load("of doubles") in (None, "code of doubles")
 
 
+def test_a_numba_that_is_other_inside_saves_in_its_own_way(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[object] = []
+    monkeypatch.setattr(kernel_cache, "_numbas_own", lambda self, *given: saved.append(given))
+    one = cache("new")
+    del one._data_name_pattern
+    one.save("of floats", "code")
+    assert saved == [("of floats", "code")]
+
+
 def test_code_of_earlier_sources_does_not_pile_up(cache: Cache, tmp_path: Path) -> None:
     other = IndexDataCacheFile(str(tmp_path), "kernels.f-120.py311", ("old", 100))
     other.save("of floats", "code of another function")
