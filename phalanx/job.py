@@ -288,7 +288,7 @@ class _Run:
         elif body["kind"] == "saved":
             self._record.saved(body)
         elif body["kind"] == "restored":
-            self._record.restored(body["step"], event.time, body["passed_over"])
+            self._record.restored(body["step"], event.time, body["passed_over"], body.get("metrics") or {})
             if body["step"]:
                 self._progress.status("Training", f"goes on from step {body['step']}")
 

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO, final
 
 from .. import storage
@@ -129,9 +130,21 @@ class JobRecord:
         """Note that an attempt begins to train."""
         self._goodput.began(when)
 
-    def restored(self, step: int, when: float, passed_over: Sequence[Mapping[str, Json]]) -> None:
-        """Note from where an attempt goes on, since when, and which checkpoints could not be used."""
+    def restored(
+        self,
+        step: int,
+        when: float,
+        passed_over: Sequence[Mapping[str, Json]],
+        metrics: Mapping[str, float | None] = MappingProxyType({}),
+    ) -> None:
+        """Note from where an attempt goes on, since when, and which checkpoints could not be used.
+
+        A driver that was killed may not have heard of the step that is gone on from: its `metrics` are in the checkpoint.
+        """
         self._goodput.restored(step, when)
+        if step > self.last_step and metrics:
+            self.last_step = step
+            self._write_metrics(step, when, metrics)
         with self._lock:
             self._status["resumed_from_step"] = step or None
             self._status["passed_over"] = list(passed_over)

@@ -54,7 +54,8 @@ class Saver:
             self.schedule.saved(step)
         passed = [asdict(found) for found in self._store.restored.passed_over]
         if self._rank == 0:
-            self._send({"kind": "restored", "step": step, "passed_over": passed})
+            metrics = dict(self._store.restored.metrics)
+            self._send({"kind": "restored", "step": step, "passed_over": passed, "metrics": metrics})
         return step
 
     def wants(self, step: int) -> bool:

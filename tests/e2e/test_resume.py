@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,32 @@ def test_what_cannot_be_elastic_is_told_before_anything_starts(
     with pytest.raises(UserError, match=told):
         job(given["kind"], data, tmp_path, "job", **how).run(progress=False)
     assert not (tmp_path / "job").exists()
+
+
+FALLS_AT_SEVEN = """
+import os, signal
+import phalanx
+
+session = phalanx.session()
+first = session.restore({}) + 1
+for step in range(first, 10):
+    if first == 1 and step == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    session.report(step, {"loss": 1 / step})
+"""
+
+
+def test_the_step_gone_on_from_is_recorded_though_the_driver_had_not_heard_of_it(tmp_path: Path) -> None:
+    script = tmp_path / "train.py"
+    script.write_text(FALLS_AT_SEVEN)
+    job = phalanx.TrainingJob(script=str(script), output=str(tmp_path), name="job", checkpoint_every=2)
+    with pytest.raises(PlatformError):
+        job.run(progress=False)
+    saved = max(int(entry.name) for entry in (tmp_path / "job" / "checkpoints").iterdir() if entry.name.isdigit())
+    metrics = tmp_path / "job" / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(lines[: saved - 1]))  # as of a driver that was killed while its worker went on
+    assert replace(job, resume=True).run(progress=False).status == "Completed"
+    found = [json.loads(line) for line in metrics.read_text().splitlines()]
+    assert [entry["step"] for entry in found] == list(range(1, 10))
+    assert found[saved - 1]["loss"] == pytest.approx(1 / saved)
