@@ -37,7 +37,7 @@ def _at_a_line(size):
 
 
 @njit(
-    "void(f4[:, ::1], i8, i4[::1], i8, i8, f4[::1], i4[:, ::1], f4[::1], i8, i8, i8, f4[::1], f4, f8, f4[::1], f4[::1], "
+    "void(f4[:, ::1], i8, i4[::1], i8, i8, f4[:, ::1], i4[:, ::1], f4[:, ::1], i8, i8, i8, f4[::1], f4, f8, f4[::1], f4[::1], "
     "i8[::1])",
     nogil=True,
     cache=True,
@@ -51,9 +51,9 @@ def _rise(rows, columns, order, first, last, words, ints, points, leaf, depth, p
         order: of the rows.
         first: of the leaf's.
         last: after the leaf's.
-        words: of the tree, flat.
+        words: of the tree.
         ints: of the tree.
-        points: of the tree's leaves, flat.
+        points: of the tree's leaves.
         leaf: its number.
         depth: nodes above it.
         parent: the lowest of them, -1 for none.
@@ -84,13 +84,13 @@ def _rise(rows, columns, order, first, last, words, ints, points, leaf, depth, p
             on = lanes.begin_many(x, wide, points, at, equal, shares[level], found)
         while on and node >= 0:  # boxes grow: what is inside of one is inside of all above
             level -= np.uint64(1)
-            start = np.uint64(node) * stride
-            low, size, share = start + np.uint64(HEAD), words[start + np.uint64(SIZE)], shares[level]
+            box = np.uint64(node)
+            low, size, share = box * stride + np.uint64(HEAD), words[box, np.uint64(SIZE)], shares[level]
             if few:
                 on = lanes.rise_few(x, wide, words, low, low + stored, size, share, found)
             else:
                 on = lanes.rise_many(x, wide, words, low, low + stored, size, share, found)
-            node = np.int64(ints[np.uint64(node), np.uint64(PARENT)])
+            node = np.int64(ints[box, np.uint64(PARENT)])
         for i in range(count):
             units[np.uint64(order[here + i])] += np.int64(scale * np.float64(found[i]))
         here += count
@@ -168,7 +168,7 @@ def score(rows, turned, columns, words, ints, points, leaves, heads, units):
         if heads[t, ROWS] == 0:
             continue
         scale = np.log2(heads[t, ROWS] + 1.0) / UNIT
-        words_t, ints_t, points_t = words[t].reshape(-1), ints[t], points[t].reshape(-1)
+        words_t, ints_t, points_t = words[t], ints[t], points[t]
         for n in range(count):
             order[n] = n
         waiting[0, 0], waiting[0, 1], waiting[0, 2], waiting[0, 3] = heads[t, ROOT], 0, 0, count
@@ -177,7 +177,7 @@ def score(rows, turned, columns, words, ints, points, leaves, heads, units):
             top -= 1
             node, depth, first, last = waiting[top, 0], waiting[top, 1], waiting[top, 2], waiting[top, 3]
             while node >= 0 and first < last:
-                middle = _part(turned, ints[t, node, DIM], words[t, node, CUT], first, last, order, spare)
+                middle = _part(turned, ints_t[node, DIM], words_t[node, CUT], first, last, order, spare)
                 path[depth] = node
                 depth += 1
                 if middle < last:
@@ -194,7 +194,7 @@ def score(rows, turned, columns, words, ints, points, leaves, heads, units):
                     )  # fmt: skip
                 else:
                     _climb_together(
-                        rows, words[t], points[t], scale, equal, ~node, depth, last - first, path, shares, order[first:], units
+                        rows, words_t, points_t, scale, equal, ~node, depth, last - first, path, shares, order[first:], units
                     )
 
 
@@ -389,7 +389,7 @@ def score_many(rows, places, keys, begins, words, ints, points, leaves, heads, u
         _tables(own[t], owned[t], spans, begins, table, starts, sets)
         _by_leaf(places, table, starts, sets, arrived, ends, order)
         scale, first = np.log2(heads[t, ROWS] + 1.0) / UNIT, 0
-        words_t, ints_t, points_t = words[t].reshape(-1), ints[t], points[t].reshape(-1)
+        words_t, ints_t, points_t = words[t], ints[t], points[t]
         for number in range(ends_here):
             leaf, depth, last = numbers[number], depths[number], ends[number]
             if first < last:
