@@ -8,7 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -335,6 +335,9 @@ def options(kind: type[T], name: str, given: Any) -> T:
     for key in given:
         if key not in _fields(kind):
             raise UserError(f"{name} has no field '{key}'; {nearest(str(key), _fields(kind))}")
+    for missing in (f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING):  # type: ignore[arg-type]
+        if missing not in given:
+            raise UserError(f"{name} needs the field '{missing}'")
     return kind(**given)
 
 

@@ -36,9 +36,21 @@ def claimed(folder: str, *, resume: bool) -> Iterator[dict[str, Any] | None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise UserError(f"another process drives the sweep in {folder}: stop it first") from None
-        yield read(folder) if resume else None
+        try:
+            yield read(folder) if resume else None
+        except BaseException:
+            _give_back(folder)
+            raise
     finally:
         os.close(lock)
+
+
+def _give_back(folder: str) -> None:
+    """Remove a folder in which nothing has begun, so that the same command can be tried again."""
+    path = storage.local_path(folder)
+    if {entry.name for entry in path.iterdir()} == {_LOCK}:
+        (path / _LOCK).unlink()
+        path.rmdir()
 
 
 def _is_bare(folder: str) -> bool:

@@ -47,6 +47,7 @@ class Continuous:
     only_if: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_only_if(self.only_if)
         _check_ends(self.low, self.high, whole=False)
         scaling = _scaling(self.scaling, ("auto", "linear", "log", "reverse-log"))
         _check_log(scaling, self.low)
@@ -83,6 +84,7 @@ class Integer:
     only_if: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_only_if(self.only_if)
         _check_ends(self.low, self.high, whole=True)
         scaling = _scaling(self.scaling, ("auto", "linear", "log"))
         _check_log(scaling, self.low)
@@ -111,6 +113,7 @@ class Categorical:
     only_if: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        _check_only_if(self.only_if)
         if isinstance(self.values, str) or not isinstance(self.values, Sequence) or not self.values:
             raise UserError(f"Categorical({self.values!r}) is empty: give a list of values, as Categorical(['gbtree', 'dart'])")
         if len(self.values) > MAX_CATEGORIES:
@@ -278,8 +281,7 @@ def from_text(name: str, text: str) -> Range:
 
 def _from_mapping(given: Mapping[str, Any]) -> Range:
     condition = given.get("only_if") or {}
-    if not isinstance(condition, Mapping):
-        raise UserError(f"only_if={condition!r} must be a mapping of a hyperparameter to its value")
+    _check_only_if(condition)
     kind = given.get("type")
     if kind not in (None, "continuous", "integer", "categorical"):
         raise UserError(f"type={kind!r} is not allowed: continuous, integer or categorical")
@@ -293,6 +295,11 @@ def _from_mapping(given: Mapping[str, Any]) -> Range:
     if kind == "integer" or (kind is None and isinstance(low, int) and isinstance(high, int)):
         return Integer(cast(int, low), cast(int, high), scaling, only_if=condition)
     return Continuous(cast(float, low), cast(float, high), scaling, only_if=condition)
+
+
+def _check_only_if(given: Any) -> None:
+    if not isinstance(given, Mapping):
+        raise UserError(f"only_if={given!r} must be a mapping of a hyperparameter to its value")
 
 
 def _check_ends(low: Any, high: Any, *, whole: bool) -> None:

@@ -129,10 +129,10 @@ class Tuner:
                 _whole(what, optional, 1)
         if min_steps is not None and max_steps is not None and min_steps > max_steps:
             raise UserError(f"min_steps={min_steps} is not allowed: it must be at most max_steps={max_steps}")
-        for what, text in (("output", output), ("strategy", strategy), ("storage", storage or "-")):
+        for what, text in (("output", output), ("strategy", strategy), ("storage", "-" if storage is None else storage)):
             if not isinstance(text, str) or not text:
                 raise UserError(f"{what}={text!r} is not allowed: it must be a text")
-        if not isinstance(ranges, (Mapping, type(None))):
+        if not isinstance(ranges, (Mapping, type(None))) or not all(isinstance(each, str) for each in ranges or {}):
             raise UserError(f"ranges={ranges!r} is not allowed: give a mapping, as {{'eta': phalanx.Continuous(0.01, 0.5)}}")
         for what, value, kind in (("warm_start", warm_start, WarmStart), ("completion", completion, Completion)):
             if not isinstance(value, (kind, type(None))):

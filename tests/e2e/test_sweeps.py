@@ -389,6 +389,8 @@ def test_refused_at_once(cancer: Path, tmp_path: Path) -> None:
         ({"constraints": {"a": (2, 1)}}, "nothing is at least 2 and at most 1"),
         ({"constraints": ["a"]}, "give a mapping of metrics"),
         ({"ranges": ["eta"]}, "give a mapping, as"),
+        ({"ranges": {3: eta}}, "give a mapping, as"),
+        ({"storage": {}}, r"storage=\{\} is not allowed"),
         ({"objective": 3}, "it must be a text, or a list of texts"),
         ({"strategy": None}, "strategy=None is not allowed"),
         ({"early_stopping": True}, "early_stopping='True' is not allowed"),
@@ -405,6 +407,13 @@ def test_refused_at_once(cancer: Path, tmp_path: Path) -> None:
         with pytest.raises(UserError, match=says):
             tuner(cancer, tmp_path, **given)
     assert not (tmp_path / "s").exists()
+    with pytest.raises(UserError, match=r"nosuch://x cannot be used"):
+        tuner(cancer, tmp_path, storage="nosuch://x").run(progress=False)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(UserError, match="only_if='a' must be a mapping"):
+        phalanx.Integer(1, 2, only_if="a")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="warm_start needs the field 'parents'"):
+        sweepfile.from_mapping({"job": {"algorithm": "kmeans", "inputs": {}}, "name": "x", "warm_start": {}}, {})
     for field in ("target", "max_runtime_s"):
         with pytest.raises(UserError, match=rf"completion\.{field}=nan"):
             phalanx.Completion(**{field: float("nan")})
