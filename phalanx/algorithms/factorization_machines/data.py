@@ -246,31 +246,33 @@ def _standardised(world: Collective, survey: Survey, pieces: list[Piece], times:
         pieces: this rank's rows to look at.
         times: how many ranks have each row.
     """
-    own, rows = sum(len(piece) for piece in pieces), sum(piece.batch for piece in pieces)
-    indices = np.concatenate([np.zeros(0, dtype=np.int64), *(piece.indices for piece in pieces)])
-    places = np.searchsorted(survey.columns, indices)
-    common = np.flatnonzero(2 * np.bincount(places, minlength=len(survey.columns)) >= max(own, 1))
+    own, rows = sum(len(piece) for piece in pieces), max(sum(piece.batch for piece in pieces), 1)
+    places = [np.searchsorted(survey.columns, piece.indices) for piece in pieces]
+    seen = np.zeros(len(survey.columns), dtype=np.int64)
+    for at in places:
+        seen += np.bincount(at, minlength=len(seen))
+    common = np.flatnonzero(2 * seen >= max(own, 1))
     union = np.unique(np.concatenate(world.all_gather(common)))  # a column of half of all rows is of half of some rank's
     if not len(union):
         return survey
-    values = np.concatenate([np.zeros(0, np.float32), *(piece.values for piece in pieces)])
-    at = np.minimum(np.searchsorted(union, places), len(union) - 1)
-    known = union[at] == places
-    at, values = at[known], (values[known] / survey.scale[places[known]]).astype(np.float64)
-    anchor = grid(1.0, max(rows, 1) * _SPARE)
-    sums = np.stack([np.bincount(at, weights, len(union)) for weights in (None, snap(values, anchor), snap(values**2, anchor))])
-    count, mean, square = world.all_reduce(sums.astype(np.float64)) / times
-    ends = np.full((2, len(union)), -np.inf)
-    for row, sign in zip(ends, (-1, 1), strict=True):
-        np.maximum.at(row, at, sign * values)
+    anchor, sums, ends = grid(1.0, rows * _SPARE), np.zeros((3, len(union))), np.full((2, len(union)), -np.inf)
+    for piece, every in zip(pieces, places, strict=True):
+        at = np.minimum(np.searchsorted(union, every), len(union) - 1)
+        known = union[at] == every
+        at, values = at[known], (piece.values[known] / survey.scale[every[known]]).astype(np.float64)
+        for number, weights in enumerate((None, snap(values, anchor), snap(values**2, anchor))):
+            sums[number] += np.bincount(at, weights, len(union))
+        np.maximum.at(ends[0], at, -values)
+        np.maximum.at(ends[1], at, values)
+    count, mean, square = world.all_reduce(sums) / times
     low, high = world.all_reduce(ends, "max")
-    mean, square = mean / max(rows, 1), square / max(rows, 1)
+    mean, square = mean / rows, square / rows
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     chosen = (2 * count >= rows) & (-low < high) & (deviation > _FLATTEST)
     filled = union[chosen]
     middle, scale = survey.middle.copy(), survey.scale.copy()
     middle[filled], scale[filled] = (mean * scale[union])[chosen], (deviation * scale[union])[chosen]
-    entries = survey.row_entries + float((1 - count[chosen] / max(rows, 1)).sum())
+    entries = survey.row_entries + float((1 - count[chosen] / rows).sum())
     return replace(survey, middle=middle, scale=scale, filled=filled, row_entries=entries)
 
 
