@@ -59,7 +59,8 @@ def default_ranges(algorithm: str, given: Mapping[str, Any]) -> dict[str, Range]
     Raises:
         UserError: it declares none that are left.
     """
-    described = describe(registry.hyperparameters_of(algorithm))
+    cls = registry.hyperparameters_of(algorithm)
+    described = describe(cls)
     taken = _canonical(described, given)
     found: dict[str, Range] = {}
     for h in sorted(described, key=lambda h: not h.required):  # the others need those that are required beside them
@@ -73,6 +74,7 @@ def default_ranges(algorithm: str, given: Mapping[str, Any]) -> dict[str, Range]
                 continue
         found = tried
     if not found:
+        parse(cls, given, owner=algorithm)  # one that is missing may be why
         raise UserError(f"{algorithm} declares no ranges that are left to search: give ranges")
     return found
 

@@ -158,3 +158,8 @@ def test_job_names() -> None:
     assert name.startswith("s" * 32 + "-007-")
     assert len(name) <= 63
     assert name != job_name("s" * 32, 7, {"x": 2})
+
+
+def test_what_is_missing_is_named_where_no_range_is_left() -> None:
+    with pytest.raises(UserError, match=r"kmeans needs .*k"):
+        declared.default_ranges("kmeans", {})
