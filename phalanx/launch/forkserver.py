@@ -37,9 +37,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 # The server's life hangs on its parent alone. Blocked, not ignored: what reaches a worker that is being born waits for it.
 _BLOCKED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
-
-
-_IDLE_SECONDS = 2.0
+_IDLE_SECONDS = 2.0  # that a worker waits for another job
 
 
 @dataclass(slots=True)
