@@ -156,7 +156,7 @@ class Reader:
             if len(batch):
                 np.maximum(extremes, [(-label).max(), label.max(), weight.max()], out=extremes)
             if counted:
-                classes += snap(np.bincount(label.astype(np.int64), weight, len(classes)), 1.5 * 2.0**32)
+                classes += np.bincount(label.astype(np.int64), snap(weight, 1.5 * 2.0**32), len(classes))
             if keep and not shard.streaming and len(batch):
                 held.append(read)
         extremes = session.world.all_reduce(extremes, "max")

@@ -56,6 +56,17 @@ def test_workers_and_threads_do_not_change_the_model(tmp_path: Path, *, sparse: 
         assert [r.metrics for r in other.session.reports] == [r.metrics for r in alone.session.reports]
 
 
+def test_row_weights_balance_classes_the_same_for_all_workers(tmp_path: Path) -> None:
+    generator = np.random.default_rng(2)
+    for number in range(5):
+        x, weight = generator.normal(size=(60, 3)).astype(np.float32), generator.random(60).astype(np.float32)
+        rows = {"train": Rows(x, (x[:, 0] > 0.5).astype(np.float32), weight)}
+        balanced = functools.partial(make, num_models=1, positive_example_weight_mult="balanced")
+        alone, other = (train_in_threads(balanced, rows, tmp_path, Circumstances(size))[0] for size in (1, 3))
+        files = model_files(alone.algorithm, tmp_path / f"alone-{number}")
+        assert model_files(other.algorithm, tmp_path / f"other-{number}") == files
+
+
 def test_a_job_goes_on_from_any_pass(tmp_path: Path) -> None:
     whole = trained(tmp_path, Circumstances(), sparse=False)
     expected = model_files(whole.algorithm, tmp_path / "whole")
