@@ -26,7 +26,9 @@ _READ = 1 << 16
 _PIPE = 1 << 20  # the most that the kernel lets an ordinary process keep in a pipe
 _MAX_LINE = 1 << 26
 _CLOSE_SECONDS, _CLOSE_POLL_SECONDS = 10.0, 0.1
-_GATHER_SECONDS = 0.05  # after some events the next are left to gather; that workers end is told at once
+# After some events the next are left to gather, for a part of the time since the first ones: whoever judges a short job by what
+# it tells hears of it early, a long one wakes its supervisor seldom. That workers end is told at once.
+_GATHER_SHARE, _GATHER_SECONDS = 0.1, 0.05
 
 
 @final
@@ -114,6 +116,7 @@ class LocalWorkers:
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
         self._ends = selectors.DefaultSelector()  # the pipes that tell of ends alone
+        self._first_told: float | None = None
         self._gather_until = 0.0
         self._pending: deque[Event | Exit] = deque()
         self._kill_at: float | None = None
@@ -206,7 +209,9 @@ class LocalWorkers:
         result = list(self._pending)
         self._pending.clear()
         if result:
-            self._gather_until = time.monotonic() + _GATHER_SECONDS
+            now = time.monotonic()
+            self._first_told = now if self._first_told is None else self._first_told
+            self._gather_until = now + min(_GATHER_SHARE * (now - self._first_told), _GATHER_SECONDS)
         return result
 
     def stop(self, grace_s: float) -> None:
