@@ -188,6 +188,8 @@ def claim_folder(url: str) -> None:
         except FileExistsError:
             if path.is_dir() and not any(path.iterdir()):
                 return
+            if not path.parent.is_dir():
+                raise UserError(f"{path.parent} is no folder; give a place for folders with --output") from None
             raise taken from None
         except OSError as error:
             raise UserError(

@@ -66,6 +66,12 @@ def test_a_memory_url_is_listed_fetched_and_published(tmp_path: Path) -> None:
     fs.rm("/bucket", recursive=True)
 
 
+def test_a_file_where_folders_are_wanted_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("")
+    with pytest.raises(UserError, match="runs is no folder"):
+        storage.claim_folder(str(tmp_path / "runs" / "job"))
+
+
 def test_credentials_never_show(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_SECRET_KEY", "hunter2hunter2")
     text = "s3://key:pass@bucket/x https://h/x?X-Amz-Signature=abc&a=1 hunter2hunter2"
