@@ -157,7 +157,8 @@ class Sweep:
         elif state == "Failed" and status is not None:
             self._failed(trial, recorded_error(self._plan.folder, trial, status))
         elif self._plan.lag is not None and (step := self._missed_judgement(trial)) is not None:
-            self._note_stop(trial, step)
+            trial.stopped_at = step
+            self._ledger.note(trial.number, "stopped_at", step)
             self._stopped_early(trial)
         else:
             self._waiting.append(trial.number)
@@ -283,10 +284,6 @@ class Sweep:
             return curves
         last = trial.number - self._plan.lag
         return {number: curve for number, curve in curves.items() if number <= last or number == trial.number}
-
-    def _note_stop(self, trial: Trial, step: int) -> None:
-        trial.stopped_at = step
-        self._ledger.note(trial.number, "stopped_at", step)
 
     def _take_computed(self, message: Computed) -> None:
         """Give a trial's slot away while its model is published; what it came to is learnt now, for the next proposal.

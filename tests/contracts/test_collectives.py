@@ -91,15 +91,20 @@ class TestThreads(CollectiveChecks):
         over.set()
 
 
-class TestTorch(CollectiveChecks):
-    def run(self, size: int, function: Callable[[Collective], T], timeout_s: float = 30) -> list[T]:
-        return run_opened(TorchCollective.open, size, function, timeout_s)
+class MeetingChecks(CollectiveChecks):
+    """Checks of collectives whose ranks meet at an address."""
+
+    opened: Callable[..., Collective]
+    lost: str  # what is told of a rank that is silent for half a second
+
+    def run(self, size: int, function: Callable[[Collective], T], timeout_s: float = 30, silence_s: float = 30) -> list[T]:
+        raise NotImplementedError
 
     def test_an_open_without_peers_gives_up(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as listener:
             port = listener.getsockname()[1]
         with pytest.raises(PlatformError, match=r"rank 0 of 2 could not meet the other workers at 127.0.0.1:\d+ within 0.3 s"):
-            TorchCollective.open(0, 2, "127.0.0.1", port, timeout_s=0.3)
+            type(self).opened(0, 2, "127.0.0.1", port, timeout_s=0.3)
 
     def test_a_silent_peer_is_noticed_at_the_time_limit(self) -> None:
         noticed = threading.Event()
@@ -113,8 +118,8 @@ class TestTorch(CollectiveChecks):
             finally:
                 noticed.set()
 
-        with pytest.raises(PlatformError, match=r"rank 0 lost contact with another worker during all_reduce: .*[Tt]imed out"):
-            run_opened(TorchCollective.open, 2, wait_or_sleep, silence_s=0.5)
+        with pytest.raises(PlatformError, match=self.lost):
+            self.run(2, wait_or_sleep, silence_s=0.5)
 
     def test_ranks_of_a_closed_world_are_told(self) -> None:
         def use_after_close(world: Collective) -> None:
@@ -122,7 +127,15 @@ class TestTorch(CollectiveChecks):
             world.all_reduce(np.ones(3))
 
         with pytest.raises(PlatformError, match="after its collective was closed"):
-            run_opened(TorchCollective.open, 2, use_after_close)
+            self.run(2, use_after_close)
+
+
+class TestTorch(MeetingChecks):
+    opened = TorchCollective.open
+    lost = r"rank 0 lost contact with another worker during all_reduce: .*[Tt]imed out"
+
+    def run(self, size: int, function: Callable[[Collective], T], timeout_s: float = 30, silence_s: float = 30) -> list[T]:
+        return run_opened(TorchCollective.open, size, function, timeout_s, silence_s)
 
 
 def run_neighbours(size: int, function: Callable[[Collective], T], timeout_s: float = 30, silence_s: float = 30) -> list[T]:
@@ -139,38 +152,12 @@ def run_neighbours(size: int, function: Callable[[Collective], T], timeout_s: fl
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ranks of one machine share memory on Linux only")
-class TestNeighbours(CollectiveChecks):
-    def run(self, size: int, function: Callable[[Collective], T], timeout_s: float = 30) -> list[T]:
-        return run_neighbours(size, function, timeout_s)
+class TestNeighbours(MeetingChecks):
+    opened = staticmethod(open_world)
+    lost = r"rank 0 lost contact with rank 1 during all_reduce: timed out after 0.5 s"
 
-    def test_an_open_without_peers_gives_up(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            port = listener.getsockname()[1]
-        with pytest.raises(PlatformError, match=r"rank 0 of 2 could not meet the other workers at 127.0.0.1:\d+ within 0.3 s"):
-            open_world(0, 2, "127.0.0.1", port, timeout_s=0.3)
-
-    def test_a_silent_peer_is_noticed_at_the_time_limit(self) -> None:
-        noticed = threading.Event()
-
-        def wait_or_sleep(world: Collective) -> None:
-            if world.rank == 1:
-                assert noticed.wait(20)
-                return
-            try:
-                world.all_reduce(np.ones(3))
-            finally:
-                noticed.set()
-
-        with pytest.raises(PlatformError, match=r"rank 0 lost contact with rank 1 during all_reduce: timed out after 0.5 s"):
-            run_neighbours(2, wait_or_sleep, silence_s=0.5)
-
-    def test_ranks_of_a_closed_world_are_told(self) -> None:
-        def use_after_close(world: Collective) -> None:
-            world.close()
-            world.all_reduce(np.ones(3))
-
-        with pytest.raises(PlatformError, match="after its collective was closed"):
-            run_neighbours(2, use_after_close)
+    def run(self, size: int, function: Callable[[Collective], T], timeout_s: float = 30, silence_s: float = 30) -> list[T]:
+        return run_neighbours(size, function, timeout_s, silence_s)
 
     def test_different_calls_are_named(self) -> None:
         def differ(world: Collective) -> None:

@@ -2,49 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
+from pathlib import Path
+
 from ...data import kernels, recordio_kernels
-from . import (
-    blazingtext,
-    bounds,
-    factorization,
-    forest,
-    forest_batch,
-    forest_stream,
-    kmeans,
-    labels,
-    linear,
-    logistic,
-    lstm,
-    moves,
-    paths,
-    quasi_newton,
-    series,
-    swaps,
-    words,
-)
 
 
 def main() -> None:
     """Compile all kernels into numba's cache, or load those that lie there."""
     kernels.warm_up()
     recordio_kernels.warm_up()
-    tables = (
-        bounds,
-        factorization,
-        forest,
-        forest_batch,
-        forest_stream,
-        kmeans,
-        linear,
-        logistic,
-        lstm,
-        paths,
-        quasi_newton,
-        series,
-        swaps,
-    )
-    by_import = ", ".join(module.__name__ for module in (*tables, blazingtext, labels, moves, words))
-    print(f"compiled: {kernels.__name__}, {recordio_kernels.__name__}, {by_import}")
+    beside = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.name != "__main__"]
+    by_import = [importlib.import_module(f"{__package__}.{name}").__name__ for name in beside]
+    print(f"compiled: {', '.join([kernels.__name__, recordio_kernels.__name__, *by_import])}")
 
 
 if __name__ == "__main__":
